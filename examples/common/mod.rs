@@ -1,0 +1,31 @@
+//! What the examples share: which model, on which device, and how prompts and flags are read.
+#![allow(dead_code)] // no example uses all of it
+
+pub mod model;
+pub mod prompts;
+
+/// The error of an example: its message is all that is shown.
+pub type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+/// Runs an example: an error becomes one line on standard error and the exit status 1.
+pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> std::process::ExitCode {
+    match main() {
+        Ok(()) => std::process::ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            std::process::ExitCode::FAILURE
+        }
+    }
+}
+
+/// A flag's value, or `off`.
+pub fn number_or_off<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<Switch<T>, String> {
+    if text == "off" {
+        return Ok(Switch(None));
+    }
+    text.parse().map(|value| Switch(Some(value))).map_err(|error| format!("{error}, and not `off`"))
+}
+
+/// A number, or none where the flag says `off`.
+#[derive(Clone, Copy, Debug)]
+pub struct Switch<T>(pub Option<T>);

@@ -1,0 +1,112 @@
+//! `--model`, `--device`, `--dtype`, `--threads`.
+
+use std::collections::HashMap;
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use gpt2_burn::burn::tensor::{DType, Device};
+use gpt2_burn::checkpoint::DownloadProgress;
+use gpt2_burn::tokenizer::Tokenizer;
+use gpt2_burn::{Checkpoint, Gpt2, Threads};
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::Failure;
+
+/// Which model, and where it runs.
+#[derive(Args, Clone, Debug)]
+pub struct ModelArgs {
+    /// A folder in Hugging Face's layout, a nanoGPT file, `embedded`, a published size (gpt2, gpt2-medium, gpt2-large,
+    /// gpt2-xl), or any id on the Hugging Face hub
+    #[arg(long, default_value = "embedded", value_name = "embedded|NAME|DIR|FILE.pt")]
+    pub model: String,
+    /// nanoGPT's spelling of --model; `resume` reads ckpt.pt in --out_dir
+    #[arg(long = "init_from", alias = "init-from", hide = true, conflicts_with = "model")]
+    init_from: Option<String>,
+    /// Where nanoGPT's `resume` finds its checkpoint
+    #[arg(long = "out_dir", alias = "out-dir", hide = true, default_value = "out")]
+    out_dir: PathBuf,
+    /// The device that computes
+    #[arg(long, default_value = "flex")]
+    pub device: String,
+    /// Element type of the weights and of what is computed from them
+    #[arg(long, value_enum, default_value = "f32")]
+    pub dtype: WeightType,
+    /// Threads of the CPU; 0: one a core
+    #[arg(long, default_value_t = 0, value_name = "N")]
+    pub threads: usize,
+}
+
+/// Element types for weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WeightType {
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "float16")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl From<WeightType> for DType {
+    fn from(dtype: WeightType) -> Self {
+        match dtype {
+            WeightType::F32 => Self::F32,
+            WeightType::F16 => Self::F16,
+            WeightType::Bf16 => Self::BF16,
+        }
+    }
+}
+
+/// Until the trained pair is embedded: a small byte-level model that the tests use too.
+const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/byte-shakespeare");
+
+impl ModelArgs {
+    /// Loads the model and the tokenizer that lies beside it.
+    pub fn load(&self) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
+        let device = self.device()?;
+        let checkpoint = self.checkpoint()?;
+        let tokenizer = checkpoint.tokenizer()?;
+        Ok((checkpoint.load(&device, self.dtype.into())?, tokenizer))
+    }
+
+    /// The device named.
+    pub fn device(&self) -> Result<Device, Failure> {
+        Ok(gpt2_burn::device(&self.device)?)
+    }
+
+    /// Runs `work` on as many threads as were asked for.
+    pub fn with_threads<T: Send>(&self, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+        match self.threads {
+            0 => work(),
+            threads => Threads::new(threads).map_err(gpt2_burn::Error::from)?.install(work),
+        }
+    }
+
+    fn checkpoint(&self) -> Result<Checkpoint, Failure> {
+        let name = match self.init_from.as_deref() {
+            Some("resume") => return Ok(Checkpoint::open(self.out_dir.join("ckpt.pt"))?),
+            Some(name) => name,
+            None => &self.model,
+        };
+        if name == "embedded" && !std::path::Path::new(name).exists() {
+            return Ok(Checkpoint::open(EMBEDDED)?);
+        }
+        Ok(Checkpoint::find(name, download_bars())?)
+    }
+}
+
+/// A bar for each file that is downloaded.
+fn download_bars() -> impl FnMut(DownloadProgress) + Send + 'static {
+    let all = MultiProgress::new();
+    let style = ProgressStyle::with_template("{msg} {wide_bar} {bytes}/{total_bytes} {eta}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar());
+    let mut bars: HashMap<String, ProgressBar> = HashMap::new();
+    move |progress| {
+        let bar = bars.entry(progress.file.clone()).or_insert_with(|| {
+            let bar = all.add(ProgressBar::new(progress.total)).with_style(style.clone());
+            bar.with_message(progress.file.clone())
+        });
+        bar.set_length(progress.total);
+        bar.set_position(progress.bytes);
+    }
+}

@@ -1,0 +1,229 @@
+//! Continues texts with a GPT-2.
+//!
+//!     cargo run --release --example generate -- "ROMEO:"
+//!     cargo run --release --example generate -- --model gpt2 --num-samples 3 "Hello, I'm a language model,"
+//!     cargo run --release --example generate -- --prompt-ids 37,11,12 --model tests/fixtures/hf-tiny --json
+//!
+//! nanoGPT's spellings (`--init_from`, `--start`, `--max_new_tokens`, ...) are understood.
+
+mod common;
+
+use std::io::{IsTerminal, Write};
+use std::process::ExitCode;
+
+use clap::{Parser, ValueEnum};
+use common::{Failure, Switch, model::ModelArgs, prompts::PromptArgs};
+use gpt2_burn::CacheStorage;
+use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
+use gpt2_burn::sampling::Sampling;
+use serde_json::json;
+
+/// Continues texts with a GPT-2.
+#[derive(Parser, Debug)]
+#[command(version)]
+struct Args {
+    #[command(flatten)]
+    prompts: PromptArgs,
+    #[command(flatten)]
+    model: ModelArgs,
+    /// How tokens are computed; none of the decoders changes which
+    #[arg(long, value_enum, default_value = "kv")]
+    decoder: DecoderName,
+    /// How the cache holds keys and values
+    #[arg(long, value_enum, default_value = "preallocated")]
+    cache: CacheName,
+    /// Most tokens to add to each prompt
+    #[arg(long, alias = "max_new_tokens", default_value_t = 100, value_name = "N")]
+    max_new_tokens: usize,
+    /// Logits are divided by it; 0: always the likeliest token
+    #[arg(long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
+    temperature: f64,
+    /// Only the K likeliest tokens, or `off`
+    #[arg(long, alias = "top_k", default_value = "200", value_parser = common::number_or_off::<usize>, value_name = "K|off")]
+    top_k: Switch<usize>,
+    /// Only the likeliest tokens with this much probability together
+    #[arg(long, alias = "top_p", default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
+    top_p: f64,
+    /// Only tokens with at least this share of the likeliest one's probability
+    #[arg(long, alias = "min_p", default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
+    min_p: f64,
+    /// Divides the logits of tokens that have occurred
+    #[arg(long, alias = "repetition_penalty", default_value_t = 1.0, value_name = "R", allow_negative_numbers = true)]
+    repetition_penalty: f64,
+    /// Seed of everything random
+    #[arg(long, default_value_t = 1337)]
+    seed: u64,
+    /// Completions of each prompt
+    #[arg(long, alias = "num_samples", default_value_t = 1, value_name = "N")]
+    num_samples: usize,
+    /// A text that ends a completion; can be repeated
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+    /// Go on behind the end-of-text token
+    #[arg(long)]
+    ignore_eos: bool,
+    /// What happens when the context is full: `slide` forgets all but the last KEEP tokens
+    #[arg(long, default_value = "stop", value_parser = context_end, value_name = "stop|error|slide[:KEEP]")]
+    on_context_end: ContextEnd,
+    /// Print one JSON object instead of text
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum DecoderName {
+    Naive,
+    Kv,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum CacheName {
+    Preallocated,
+    Growing,
+}
+
+fn context_end(text: &str) -> Result<ContextEnd, String> {
+    match (text, text.strip_prefix("slide:")) {
+        ("stop", _) => Ok(ContextEnd::Stop),
+        ("error", _) => Ok(ContextEnd::Error),
+        ("slide", _) => Ok(ContextEnd::Slide { keep: None }),
+        (_, Some(keep)) => {
+            let keep = keep.parse().map_err(|error| format!("`{keep}`: {error}"))?;
+            Ok(ContextEnd::Slide { keep: Some(keep) })
+        }
+        _ => Err("neither `stop`, `error`, `slide` nor `slide:KEEP`".to_owned()),
+    }
+}
+
+impl Args {
+    fn decoder(&self) -> Decoder {
+        match (self.decoder, self.cache) {
+            (DecoderName::Naive, _) => Decoder::Naive,
+            (DecoderName::Kv, CacheName::Preallocated) => Decoder::Kv(CacheStorage::Preallocated),
+            (DecoderName::Kv, CacheName::Growing) => Decoder::Kv(CacheStorage::Growing),
+        }
+    }
+
+    fn request(&self) -> Result<GenerateRequest, Failure> {
+        Ok(GenerateRequest {
+            max_new_tokens: self.max_new_tokens,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k.0,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+            },
+            num_samples: self.num_samples,
+            seed: self.seed,
+            stop: Stop { texts: self.stop.clone(), ignore_eos: self.ignore_eos },
+            on_context_end: self.on_context_end,
+            ..GenerateRequest::new(self.prompts.read()?)
+        })
+    }
+}
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    common::run(|| args.model.with_threads(|| generate(&args)))
+}
+
+fn generate(args: &Args) -> Result<(), Failure> {
+    let request = args.request()?;
+    let (model, tokenizer) = args.model.load()?;
+    let generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
+    let generation = generator.generate(&request)?;
+    if args.json {
+        println!("{}", as_json(&generation.finish()?));
+        return Ok(());
+    }
+    let report = print_stream(generation, &generator, &request)?;
+    if std::io::stdout().is_terminal() {
+        eprintln!("{}", speed(&report));
+    }
+    Ok(())
+}
+
+/// Prints completions one after the other: the first unfinished one as it is made, those behind it when it is done.
+fn print_stream(
+    generation: Generation<'_>,
+    generator: &Generator,
+    request: &GenerateRequest,
+) -> Result<Report, Failure> {
+    let has_text = generator.tokenizer().is_some();
+    let samples = request.num_samples;
+    let count = request.prompts.len() * samples;
+    let mut waiting = vec![String::new(); count];
+    let mut finished = vec![request.max_new_tokens == 0; count];
+    let mut current = 0;
+    let mut out = std::io::stdout().lock();
+    let mut generation = generation;
+
+    let head = |index: usize| -> Result<String, Failure> {
+        let ids = generator.prompt_ids(&request.prompts[index / samples])?;
+        match generator.tokenizer() {
+            Some(tokenizer) => Ok(tokenizer.decode(&ids)?),
+            None => Ok(ids.iter().map(|id| format!("{id} ")).collect::<String>() + "|"),
+        }
+    };
+    write!(out, "{}", head(0)?)?;
+    loop {
+        while current < count && finished[current] {
+            writeln!(out)?;
+            current += 1;
+            if current < count {
+                write!(out, "---------------\n{}{}", head(current)?, std::mem::take(&mut waiting[current]))?;
+            }
+        }
+        out.flush()?;
+        let Some(event) = generation.next() else { break };
+        let event = event?;
+        let index = event.prompt_index * samples + event.sample;
+        let piece = if has_text { event.text } else { format!(" {}", event.id) };
+        if index == current {
+            write!(out, "{piece}")?;
+        } else {
+            waiting[index] += &piece;
+        }
+        finished[index] |= event.finish.is_some();
+    }
+    Ok(generation.report().clone())
+}
+
+fn speed(report: &Report) -> String {
+    let per_token = report.seconds_per_token().map_or(String::new(), |s| format!(", {:.1} ms per token", s * 1e3));
+    format!(
+        "[{}] {} prompt tokens in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB",
+        report.decoder,
+        report.prompt_tokens,
+        report.prefill_seconds,
+        report.new_tokens,
+        report.decode_seconds,
+        report.tokens_per_second(),
+        report.kv_bytes as f64 / 1e6,
+    )
+}
+
+fn as_json(output: &Output) -> serde_json::Value {
+    let completion = |completion: &gpt2_burn::generate::Completion| {
+        json!({
+            "prompt_index": completion.prompt_index,
+            "sample": completion.sample,
+            "prompt_ids": completion.prompt_ids,
+            "ids": completion.ids,
+            "text": completion.text,
+            "finish": completion.finish.to_string(),
+        })
+    };
+    let report = &output.report;
+    json!({
+        "completions": output.completions.iter().map(completion).collect::<Vec<_>>(),
+        "stats": {
+            "prompt_tokens": report.prompt_tokens,
+            "new_tokens": report.new_tokens,
+            "prefill_seconds": report.prefill_seconds,
+            "decode_seconds": report.decode_seconds,
+            "kv_bytes": report.kv_bytes,
+        },
+    })
+}

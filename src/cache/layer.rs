@@ -1,0 +1,100 @@
+//! [`LayerCache`]: one layer's keys and values, and how new ones are appended to them.
+
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::model::attention::Segment;
+
+/// The buffers of one layer, `[rows, heads, capacity, head_dim]` each; none before the first append to a growing
+/// cache.
+#[derive(Debug, Default)]
+pub struct LayerCache {
+    held: Option<Segment>,
+}
+
+impl LayerCache {
+    pub fn zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
+        let zeros = || Tensor::zeros(shape, (device, dtype));
+        Self { held: Some(Segment { keys: zeros(), values: zeros() }) }
+    }
+
+    pub fn bytes(&self) -> usize {
+        let bytes = |buffer: &Tensor<4>| buffer.shape().num_elements() * buffer.dtype().size();
+        self.held.as_ref().map_or(0, |held| bytes(&held.keys) + bytes(&held.values))
+    }
+
+    pub fn buffers(&self) -> Option<(Tensor<4>, Tensor<4>)> {
+        self.held.as_ref().map(|held| (held.keys.clone(), held.values.clone()))
+    }
+
+    /// Replaces the rows by the selected ones.
+    pub fn select(&mut self, rows: &Tensor<1, Int>) {
+        self.held = self.held.take().map(|held| Segment {
+            keys: held.keys.select(0, rows.clone()),
+            values: held.values.select(0, rows.clone()),
+        });
+    }
+
+    /// Writes `new` in place behind `lens`, and returns the filled part of the buffers.
+    pub fn write(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
+        let filled = longest(lens, new_lens);
+        // Taken out, so that no second reference makes the assignment copy the buffer.
+        let held = self.held.take().expect("a preallocated layer has its buffers from the start");
+        let held = Segment {
+            keys: assign(held.keys, new.keys, lens, new_lens),
+            values: assign(held.values, new.values, lens, new_lens),
+        };
+        let view =
+            Segment { keys: held.keys.clone().narrow(2, 0, filled), values: held.values.clone().narrow(2, 0, filled) };
+        self.held = Some(held);
+        view
+    }
+
+    /// Makes new buffers that hold the old rows with `new` behind them, and returns them.
+    pub fn grow(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
+        let held = match self.held.take().filter(|_| lens.iter().any(|len| *len > 0)) {
+            None => new,
+            Some(held) => Segment {
+                keys: concatenate(held.keys, new.keys, lens, new_lens),
+                values: concatenate(held.values, new.values, lens, new_lens),
+            },
+        };
+        self.held = Some(held.clone());
+        held
+    }
+}
+
+/// Length of the longest row once the new tokens are in.
+fn longest(lens: &[usize], new_lens: &[usize]) -> usize {
+    lens.iter().zip(new_lens).map(|(held, new)| held + new).max().unwrap_or(0)
+}
+
+fn is_uniform(lens: &[usize]) -> bool {
+    lens.iter().all(|len| *len == lens[0])
+}
+
+/// `buffer[b, :, lens[b]..lens[b] + new_lens[b]] = new[b, :, ..new_lens[b]]`.
+fn assign(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
+    let [batch, heads, _, head_dim] = new.dims();
+    if is_uniform(lens) && is_uniform(new_lens) {
+        let positions = lens[0]..lens[0] + new_lens[0];
+        return buffer.slice_assign([0..batch, 0..heads, positions, 0..head_dim], new);
+    }
+    let rows = lens.iter().zip(new_lens).enumerate();
+    rows.fold(buffer, |buffer, (row, (&len, &new_len))| {
+        let part = new.clone().slice([row..row + 1, 0..heads, 0..new_len, 0..head_dim]);
+        buffer.slice_assign([row..row + 1, 0..heads, len..len + new_len, 0..head_dim], part)
+    })
+}
+
+/// A new tensor that holds `lens[b]` old positions of each row and `new_lens[b]` new ones behind them.
+fn concatenate(held: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
+    let old = lens.iter().copied().max().unwrap_or(0);
+    let held = held.narrow(2, 0, old);
+    if is_uniform(lens) && is_uniform(new_lens) {
+        return Tensor::cat(vec![held, new], 2);
+    }
+    let [batch, heads, _, head_dim] = new.dims();
+    let spare = [batch, heads, longest(lens, new_lens) - old, head_dim];
+    let spare = Tensor::zeros(spare, (&new.device(), new.dtype()));
+    assign(Tensor::cat(vec![held, spare], 2), new, lens, new_lens)
+}

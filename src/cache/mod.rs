@@ -1,0 +1,244 @@
+//! [`KvCache`]: keys and values of the tokens that a model has seen.
+
+mod layer;
+
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::model::attention::Segment;
+use crate::{Error, Gpt2Config, Result};
+use layer::LayerCache;
+
+/// How a cache holds its keys and values.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheStorage {
+    /// Buffers of a fixed capacity, written in place: nothing is allocated or moved while decoding.
+    #[default]
+    Preallocated,
+    /// Tensors that are concatenated with the new ones at each step, as in textbook code: each step copies all.
+    Growing,
+}
+
+/// Keys and values of each layer, for rows (sequences) of unequal length.
+///
+/// Row `b` holds positions `0..len(b)`. What a buffer holds behind a row's length means nothing and is never seen.
+/// There is no `Clone`, which would hide a copy of everything: [`fork`](Self::fork) and [`gather`](Self::gather) copy
+/// rows when that is wanted.
+#[derive(Debug)]
+pub struct KvCache {
+    layers: Vec<LayerCache>,
+    lens: Vec<usize>,
+    storage: CacheStorage,
+    capacity: usize,
+    /// Layers, heads, width of a head and positions of the model that this cache is for.
+    shape: [usize; 4],
+    dtype: DType,
+    device: Device,
+}
+
+/// Bytes that a cache takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CacheBytes {
+    /// Bytes of the tokens that the rows hold: 2 x layers x width x element size for each.
+    pub live: usize,
+    /// Bytes of the buffers, the spare capacity included.
+    pub reserved: usize,
+}
+
+impl KvCache {
+    /// An empty cache of `batch` rows of up to `capacity` tokens, for models of this shape.
+    ///
+    /// A preallocated cache takes 2 x layers x batch x capacity x width x element size bytes at once; a growing one
+    /// takes nothing yet, and `capacity` only bounds it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyBatch`] for no rows; [`Error::Mismatch`] for a capacity that is 0, beyond the model's context,
+    /// or with which the buffers would exceed the address space; [`Error::Device`] for an unsupported `dtype`.
+    pub fn new(
+        config: &Gpt2Config,
+        storage: CacheStorage,
+        batch: usize,
+        capacity: usize,
+        dtype: DType,
+        device: &Device,
+    ) -> Result<Self> {
+        config.validate()?;
+        gpt2_burn_backends::check_dtype(device, dtype)?;
+        if batch == 0 {
+            return Err(Error::EmptyBatch);
+        }
+        if !(1..=config.n_positions).contains(&capacity) {
+            let expected = format!("1 to {} (n_positions)", config.n_positions);
+            return Err(Error::mismatch("capacity of the cache", expected, capacity));
+        }
+        let bytes = [2, config.n_layer, batch, capacity, config.n_embd, dtype.size()]
+            .iter()
+            .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
+        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
+            return Err(Error::mismatch("size of the cache", "at most the address space", "more"));
+        }
+
+        let (heads, head_dim) = (config.n_head, config.head_dim());
+        let layers = (0..config.n_layer)
+            .map(|_| match storage {
+                CacheStorage::Preallocated => LayerCache::zeros([batch, heads, capacity, head_dim], dtype, device),
+                CacheStorage::Growing => LayerCache::default(),
+            })
+            .collect();
+        Ok(Self {
+            layers,
+            lens: vec![0; batch],
+            storage,
+            capacity,
+            shape: [config.n_layer, heads, head_dim, config.n_positions],
+            dtype,
+            device: device.clone(),
+        })
+    }
+
+    /// How keys and values are held.
+    pub fn storage(&self) -> CacheStorage {
+        self.storage
+    }
+
+    /// Number of rows.
+    pub fn batch(&self) -> usize {
+        self.lens.len()
+    }
+
+    /// Tokens that a row can hold.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Tokens that row `row` holds, at positions `0..len(row)`; 0 for a row that does not exist.
+    pub fn len(&self, row: usize) -> usize {
+        self.lens.get(row).copied().unwrap_or(0)
+    }
+
+    /// Whether no row holds a token.
+    pub fn is_empty(&self) -> bool {
+        self.lens.iter().all(|len| *len == 0)
+    }
+
+    /// Tokens of each row.
+    pub fn lens(&self) -> &[usize] {
+        &self.lens
+    }
+
+    /// Bytes in use and reserved.
+    pub fn bytes(&self) -> CacheBytes {
+        let [layers, heads, head_dim, _] = self.shape;
+        let tokens: usize = self.lens.iter().sum();
+        CacheBytes {
+            live: 2 * layers * heads * head_dim * self.dtype.size() * tokens,
+            reserved: self.layers.iter().map(LayerCache::bytes).sum(),
+        }
+    }
+
+    /// Keeps positions `0..len` of row `row` and forgets those behind; nothing is copied.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row or it is shorter.
+    pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        let rows = self.batch();
+        let held = self
+            .lens
+            .get_mut(row)
+            .ok_or_else(|| Error::mismatch("row of the cache", format!("less than {rows}"), row))?;
+        if len > *held {
+            return Err(Error::mismatch("length to cut a row to", format!("at most {held}"), len));
+        }
+        *held = len;
+        Ok(())
+    }
+
+    /// Empties every row and keeps the buffers.
+    pub fn clear(&mut self) {
+        self.lens.fill(0);
+    }
+
+    /// Adds `times` copies of row `row` behind the last row.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row.
+    pub fn fork(&mut self, row: usize, times: usize) -> Result<()> {
+        let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
+        self.gather(&rows)
+    }
+
+    /// Makes row `i` what row `rows[i]` was: rows can be reordered, repeated and left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row, [`Error::EmptyBatch`] if none would be left; the cache is then as
+    /// it was.
+    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        if rows.is_empty() {
+            return Err(Error::EmptyBatch);
+        }
+        if let Some(&row) = rows.iter().find(|row| **row >= self.batch()) {
+            return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
+        }
+        if rows.iter().copied().eq(0..self.batch()) {
+            return Ok(());
+        }
+        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
+        for layer in &mut self.layers {
+            layer.select(&indices);
+        }
+        self.lens = rows.iter().map(|&row| self.lens[row]).collect();
+        Ok(())
+    }
+
+    /// Checks that `new_lens[b]` tokens can be appended to each row `b`, for a model of this shape.
+    pub(crate) fn check_append(&self, config: &Gpt2Config, new_lens: &[usize]) -> Result<()> {
+        let shape = [config.n_layer, config.n_head, config.head_dim(), config.n_positions];
+        if shape != self.shape {
+            let what = "[layers, heads, width of a head, positions] of the cache";
+            return Err(Error::mismatch(what, format!("{shape:?}"), format!("{:?}", self.shape)));
+        }
+        if new_lens.len() != self.batch() {
+            return Err(Error::mismatch("rows of new tokens", self.batch(), new_lens.len()));
+        }
+        for (row, (&held, &new)) in self.lens.iter().zip(new_lens).enumerate() {
+            let tokens = held + new;
+            if tokens > config.n_positions {
+                return Err(Error::ContextOverflow { row, tokens, n_positions: config.n_positions });
+            }
+            if tokens > self.capacity {
+                return Err(Error::CacheFull { row, tokens, capacity: self.capacity });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes the new keys and values, `[B, H, T, D]`, of one layer behind what each row holds, and returns all of
+    /// them, `[B, H, L, D]` with L the longest row. The lengths change only with [`advance`](Self::advance).
+    pub(crate) fn append(&mut self, layer: usize, new: Segment, new_lens: &[usize]) -> Segment {
+        let computed_in = new.keys.dtype();
+        let new = new.cast(self.dtype);
+        let layer = &mut self.layers[layer];
+        let all = match self.storage {
+            CacheStorage::Preallocated => layer.write(new, &self.lens, new_lens),
+            CacheStorage::Growing => layer.grow(new, &self.lens, new_lens),
+        };
+        all.cast(computed_in)
+    }
+
+    /// Makes the tokens that were appended to every layer count.
+    pub(crate) fn advance(&mut self, new_lens: &[usize]) {
+        for (len, new) in self.lens.iter_mut().zip(new_lens) {
+            *len += new;
+        }
+    }
+
+    /// The buffers `(keys, values)` of a layer, for tests that look at where they lie.
+    #[doc(hidden)]
+    pub fn buffers(&self, layer: usize) -> Option<(Tensor<4>, Tensor<4>)> {
+        self.layers.get(layer)?.buffers()
+    }
+}

@@ -1,0 +1,133 @@
+//! Element types of stored tensors, and their conversion to those that models compute in.
+
+use burn::tensor::{DType, TensorData, bf16, f16};
+
+use crate::Result;
+
+/// The float types that checkpoints are stored in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stored {
+    F64,
+    F32,
+    F16,
+    Bf16,
+    /// Some other type: a buffer, not a weight.
+    Other,
+}
+
+impl Stored {
+    /// Bytes of one element; 0 for types that are not read.
+    pub fn size(self) -> usize {
+        match self {
+            Self::F64 => 8,
+            Self::F32 => 4,
+            Self::F16 | Self::Bf16 => 2,
+            Self::Other => 0,
+        }
+    }
+}
+
+/// Bytes that are converted at a time: little enough to stay in the cache.
+const CHUNK: usize = 1 << 18;
+
+/// Reads `elements` little-endian elements with `fill`, which fills a buffer with the bytes that come next, and
+/// converts them piece by piece, so that the stored form is never held whole.
+pub fn read_converted(
+    stored: Stored,
+    elements: usize,
+    shape: &[usize],
+    dtype: DType,
+    fill: impl FnMut(&mut [u8]) -> Result<()>,
+) -> Result<TensorData> {
+    Ok(match dtype {
+        DType::F16 => TensorData::new(convert::<f16>(stored, elements, fill)?, shape),
+        DType::BF16 => TensorData::new(convert::<bf16>(stored, elements, fill)?, shape),
+        _ => TensorData::new(convert::<f32>(stored, elements, fill)?, shape),
+    })
+}
+
+fn convert<T: FromStored>(
+    stored: Stored,
+    elements: usize,
+    mut fill: impl FnMut(&mut [u8]) -> Result<()>,
+) -> Result<Vec<T>> {
+    let size = stored.size();
+    let mut values = Vec::with_capacity(elements);
+    let mut chunk = vec![0; CHUNK.min(elements * size)];
+    let mut left = elements;
+    while left > 0 {
+        let now = left.min(CHUNK / size);
+        let bytes = &mut chunk[..now * size];
+        fill(bytes)?;
+        append(stored, bytes, &mut values);
+        left -= now;
+    }
+    Ok(values)
+}
+
+fn append<T: FromStored>(stored: Stored, bytes: &[u8], values: &mut Vec<T>) {
+    match stored {
+        Stored::F64 => {
+            let (elements, _) = bytes.as_chunks();
+            values.extend(elements.iter().map(|e| T::from_f32(f64::from_le_bytes(*e) as f32)));
+        }
+        Stored::F32 => {
+            let (elements, _) = bytes.as_chunks();
+            values.extend(elements.iter().map(|e| T::from_f32(f32::from_le_bytes(*e))));
+        }
+        Stored::F16 => {
+            let (elements, _) = bytes.as_chunks();
+            values.extend(elements.iter().map(|e| T::from_f32(f16::from_le_bytes(*e).to_f32())));
+        }
+        Stored::Bf16 => {
+            let (elements, _) = bytes.as_chunks();
+            values.extend(elements.iter().map(|e| T::from_f32(bf16::from_le_bytes(*e).to_f32())));
+        }
+        Stored::Other => {}
+    }
+}
+
+/// Every f16 and bf16 is an f32, so going through f32 loses nothing.
+trait FromStored {
+    fn from_f32(value: f32) -> Self;
+}
+
+impl FromStored for f32 {
+    fn from_f32(value: f32) -> Self {
+        value
+    }
+}
+
+impl FromStored for f16 {
+    fn from_f32(value: f32) -> Self {
+        f16::from_f32(value)
+    }
+}
+
+impl FromStored for bf16 {
+    fn from_f32(value: f32) -> Self {
+        bf16::from_f32(value)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_elements_arrive_across_chunk_borders() {
+        for elements in [0, 1, CHUNK / 2 - 1, CHUNK / 2, CHUNK / 2 + 1, CHUNK + 3] {
+            let mut next = 0_u32;
+            let data = read_converted(Stored::Bf16, elements, &[elements], DType::F32, |bytes| {
+                for element in bytes.chunks_exact_mut(2) {
+                    element.copy_from_slice(&bf16::from_f32((next % 251) as f32).to_le_bytes());
+                    next += 1;
+                }
+                Ok(())
+            });
+            let values = data.unwrap().try_to_vec::<f32>().unwrap();
+            assert_eq!(values.len(), elements);
+            assert!(values.iter().enumerate().all(|(i, value)| *value == (i % 251) as f32));
+        }
+    }
+}

@@ -1,0 +1,104 @@
+//! Checkpoints: Hugging Face folders and nanoGPT files in, Hugging Face folders out.
+//!
+//! | layout | files |
+//! |---|---|
+//! | Hugging Face | `config.json` with `model.safetensors`, or shards with `model.safetensors.index.json` |
+//! | Hugging Face, older | `config.json` with `pytorch_model.bin`, or shards with `pytorch_model.bin.index.json` |
+//! | nanoGPT | one `ckpt.pt`, which holds its own shape |
+//! | memory | the bytes of a `config.json` and a `model.safetensors` |
+//!
+//! Opening a checkpoint reads names and shapes; weights are read by [`Checkpoint::load`], a tensor at a time.
+
+mod element;
+#[cfg(feature = "files")]
+mod files;
+#[cfg(feature = "files")]
+mod hub;
+mod load;
+mod names;
+#[cfg(feature = "files")]
+mod nanogpt;
+#[cfg(feature = "files")]
+mod pytorch;
+mod safetensors;
+#[cfg(feature = "files")]
+mod save;
+#[cfg(feature = "files")]
+mod shards;
+mod source;
+
+use std::io::Cursor;
+use std::path::PathBuf;
+
+use burn::tensor::{DType, Device};
+
+use crate::tokenizer::Tokenizer;
+use crate::{Gpt2, Gpt2Config, Result};
+#[cfg(feature = "files")]
+pub use hub::DownloadProgress;
+#[cfg(feature = "files")]
+pub use save::SaveOptions;
+use source::TensorSource;
+
+/// An opened checkpoint: the shape of its model, and where its weights are.
+///
+/// ```no_run
+/// use gpt2_burn::{Checkpoint, burn::tensor::DType};
+///
+/// let device = gpt2_burn::device("flex")?;
+/// let checkpoint = Checkpoint::open("path/to/gpt2")?;
+/// let tokenizer = checkpoint.tokenizer()?;
+/// let model = checkpoint.load(&device, DType::F32)?;
+/// # Ok::<(), gpt2_burn::Error>(())
+/// ```
+pub struct Checkpoint {
+    /// The model's shape. A field that no file records can be set before loading: nanoGPT files do not say which
+    /// GELU they were trained with, and [`Activation::GeluErf`](crate::Activation::GeluErf), nanoGPT's own since 2023,
+    /// is assumed.
+    pub config: Gpt2Config,
+    source: Box<dyn TensorSource>,
+    layout: names::Layout,
+    /// The folder that may hold a tokenizer.
+    folder: Option<PathBuf>,
+}
+
+impl Checkpoint {
+    /// A checkpoint in memory, in Hugging Face's layout: the text of its `config.json` and the bytes of its
+    /// `model.safetensors`.
+    ///
+    /// # Errors
+    ///
+    /// If either is not what it should be.
+    pub fn from_bytes(config: &str, safetensors: &'static [u8]) -> Result<Self> {
+        let source = safetensors::SafetensorsSource::new(Cursor::new(safetensors), "the bytes given".into())?;
+        Ok(Self {
+            config: Gpt2Config::from_json(config)?,
+            source: Box::new(source),
+            layout: names::Layout::HuggingFace,
+            folder: None,
+        })
+    }
+
+    /// Builds the model on `device` and reads its weights, converted to `dtype`, a tensor at a time.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Tensors`](crate::Error::Tensors) lists every tensor that is missing, unexpected or of another shape;
+    /// nothing has been read then. [`Error::Device`](crate::Error::Device) if the device does not compute in `dtype`.
+    pub fn load(&self, device: &Device, dtype: DType) -> Result<Gpt2> {
+        load::load(&self.config, &*self.source, self.layout, device, dtype)
+    }
+
+    /// The tokenizer that lies beside the weights; none if the folder has none.
+    ///
+    /// # Errors
+    ///
+    /// If there is one and it is unusable.
+    pub fn tokenizer(&self) -> Result<Option<Tokenizer>> {
+        match &self.folder {
+            #[cfg(feature = "files")]
+            Some(folder) => Tokenizer::find(folder),
+            _ => Ok(None),
+        }
+    }
+}

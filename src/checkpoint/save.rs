@@ -1,0 +1,195 @@
+//! A module into a Hugging Face folder.
+
+use std::borrow::Cow;
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use burn::module::{Module, ModuleVisitor, Param};
+use burn::tensor::{DType, Tensor};
+use safetensors::{Dtype, View, serialize_to_file};
+use serde_json::json;
+
+use super::names::{HEAD, of_path};
+use crate::{Error, Gpt2, Result};
+
+/// How a model is written.
+#[derive(Clone, Copy, Debug)]
+pub struct SaveOptions {
+    /// Element type of the file: f32, f16 or bf16.
+    pub dtype: DType,
+    /// Bytes of tensors after which another file is begun; none: one file.
+    pub max_shard_bytes: Option<usize>,
+}
+
+impl Default for SaveOptions {
+    fn default() -> Self {
+        Self { dtype: DType::F32, max_shard_bytes: None }
+    }
+}
+
+impl Gpt2 {
+    /// Writes `config.json` and `model.safetensors` (or shards with an index) to `folder`, which is made if need be,
+    /// so that `transformers` and this library load the same model.
+    ///
+    /// A model without biases is written with biases of zero, because the layout has no word for it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] for an element type that is none of the three, [`Error::Io`] if writing fails.
+    pub fn save(&self, folder: impl AsRef<Path>, options: SaveOptions) -> Result<()> {
+        let folder = folder.as_ref();
+        let (dtype, torch_name) = match options.dtype {
+            DType::F32 => (Dtype::F32, "float32"),
+            DType::F16 => (Dtype::F16, "float16"),
+            DType::BF16 => (Dtype::BF16, "bfloat16"),
+            other => {
+                return Err(Error::mismatch("element type of the file", "F32, F16 or BF16", format!("{other:?}")));
+            }
+        };
+        let io = |path: &Path| {
+            let path = path.to_owned();
+            move |source| Error::Io { path, source }
+        };
+        std::fs::create_dir_all(folder).map_err(io(folder))?;
+
+        let mut config = self.config().clone();
+        config.bias = true;
+        config.extra.remove("torch_dtype");
+        config.extra.insert("dtype".into(), torch_name.into());
+        let path = folder.join("config.json");
+        std::fs::write(&path, config.to_json()).map_err(io(&path))?;
+
+        let entries = self.entries(dtype, options.dtype);
+        let shards = split(entries, options.max_shard_bytes.unwrap_or(usize::MAX));
+        let count = shards.len();
+        let (mut weight_map, mut total_size) = (BTreeMap::new(), 0);
+        for (index, shard) in shards.into_iter().enumerate() {
+            let file = match count {
+                1 => "model.safetensors".to_owned(),
+                _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
+            };
+            for (name, entry) in &shard {
+                weight_map.insert(name.clone(), file.clone());
+                total_size += entry.data_len();
+            }
+            let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
+            let path = folder.join(&file);
+            serialize_to_file(shard, Some(metadata), &path)
+                .map_err(|error| Error::Checkpoint { path, reason: error.to_string() })?;
+        }
+        if count > 1 {
+            let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
+            let path = folder.join("model.safetensors.index.json");
+            let text = serde_json::to_string_pretty(&index).expect("an index holds only JSON values");
+            std::fs::write(&path, text).map_err(io(&path))?;
+        }
+        Ok(())
+    }
+
+    /// Every tensor of the file, in the module's order; read from the device only when it is written.
+    fn entries(&self, dtype: Dtype, element: DType) -> Vec<(String, Entry)> {
+        let mut collector = Collector { path: Vec::new(), dtype, element, entries: Vec::new() };
+        self.visit(&mut collector);
+        let mut entries = collector.entries;
+        if !self.config().bias {
+            let zeros: Vec<_> = entries.iter().filter_map(|(name, entry)| entry.bias_of(name)).collect();
+            entries.extend(zeros);
+        }
+        entries
+    }
+}
+
+/// Cuts the list where a shard would exceed `limit` bytes; a tensor is never cut.
+fn split(entries: Vec<(String, Entry)>, limit: usize) -> Vec<Vec<(String, Entry)>> {
+    let mut shards: Vec<Vec<_>> = vec![Vec::new()];
+    let mut bytes = 0;
+    for (name, entry) in entries {
+        if bytes > 0 && bytes + entry.data_len() > limit {
+            shards.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += entry.data_len();
+        shards.last_mut().expect("there is a shard").push((name, entry));
+    }
+    shards
+}
+
+/// One tensor of the file.
+struct Entry {
+    values: Values,
+    shape: Vec<usize>,
+    dtype: Dtype,
+    element: DType,
+}
+
+enum Values {
+    Matrix(Tensor<2>),
+    Vector(Tensor<1>),
+    Zeros,
+}
+
+impl Entry {
+    /// The bias of zeros that belongs to this weight; embeddings and the head have none.
+    fn bias_of(&self, name: &str) -> Option<(String, Self)> {
+        let layer = name.strip_suffix(".weight")?;
+        if layer == "lm_head" || layer.ends_with("wte") || layer.ends_with("wpe") {
+            return None;
+        }
+        let width = *self.shape.last()?;
+        let entry = Self { values: Values::Zeros, shape: vec![width], dtype: self.dtype, element: self.element };
+        Some((format!("{layer}.bias"), entry))
+    }
+}
+
+impl View for Entry {
+    fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        let data = match &self.values {
+            Values::Matrix(tensor) => tensor.to_data_dtype(self.element),
+            Values::Vector(tensor) => tensor.to_data_dtype(self.element),
+            Values::Zeros => return vec![0; self.data_len()].into(),
+        };
+        data.bytes().to_vec().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.element.size()
+    }
+}
+
+struct Collector {
+    path: Vec<String>,
+    dtype: Dtype,
+    element: DType,
+    entries: Vec<(String, Entry)>,
+}
+
+impl ModuleVisitor for Collector {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let name = of_path(&self.path);
+        let name = if name == HEAD { name } else { format!("transformer.{name}") };
+        let tensor = param.val();
+        let shape = tensor.shape().to_vec();
+        let values = match *shape.as_slice() {
+            [length] => Values::Vector(tensor.reshape([length])),
+            [rows, columns] => Values::Matrix(tensor.reshape([rows, columns])),
+            _ => unreachable!("GPT-2 has matrices and vectors only"),
+        };
+        self.entries.push((name, Entry { values, shape, dtype: self.dtype, element: self.element }));
+    }
+
+    fn enter_module(&mut self, name: &str, _container_type: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container_type: &str) {
+        self.path.pop();
+    }
+}

@@ -1,0 +1,82 @@
+//! Decoders: how the logits of the next position are obtained.
+
+use std::fmt;
+
+use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, Result, TokenBatch};
+
+/// How tokens are computed. Which tokens does not depend on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decoder {
+    /// The whole sequence again at each step.
+    Naive,
+    /// Only the new token, with the keys and values of the others from a cache.
+    Kv(CacheStorage),
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::Kv(CacheStorage::default())
+    }
+}
+
+impl fmt::Display for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Naive => "naive",
+            Self::Kv(CacheStorage::Growing) => "kv-growing",
+            Self::Kv(CacheStorage::Preallocated) => "kv-preallocated",
+        })
+    }
+}
+
+/// A decoder at work: what it knows of the rows' windows, which are the tokens that stand in the context.
+pub struct Decoding<'a> {
+    model: &'a Gpt2,
+    /// None: naive.
+    cache: Option<KvCache>,
+}
+
+impl<'a> Decoding<'a> {
+    /// For `batch` rows of up to `capacity` tokens.
+    pub fn new(model: &'a Gpt2, decoder: Decoder, batch: usize, capacity: usize) -> Result<Self> {
+        let cache = match decoder {
+            Decoder::Naive => None,
+            Decoder::Kv(storage) => Some(model.cache(storage, batch, capacity)?),
+        };
+        Ok(Self { model, cache })
+    }
+
+    /// Logits behind each row's window, one row after the other. What of a window is in the cache is not computed
+    /// again.
+    pub fn next_logits(&mut self, windows: &[&[u32]]) -> Result<Vec<f32>> {
+        let logits = match &mut self.cache {
+            Some(cache) => {
+                let new = windows.iter().enumerate().map(|(row, window)| &window[cache.len(row)..]);
+                let tokens = TokenBatch::new(&new.collect::<Vec<_>>(), self.model)?;
+                self.model.forward(&tokens, cache, Logits::Last)?
+            }
+            None => {
+                let capacity = self.model.config().n_positions;
+                let mut cache = self.model.cache(CacheStorage::Growing, windows.len(), capacity)?;
+                self.model.forward(&TokenBatch::new(windows, self.model)?, &mut cache, Logits::Last)?
+            }
+        };
+        logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))
+    }
+
+    /// Makes row `i` what row `rows[i]` was.
+    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.gather(rows))
+    }
+
+    /// Forgets a row: its window begins elsewhere now.
+    pub fn restart(&mut self, row: usize) -> Result<()> {
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, 0))
+    }
+
+    /// Bytes that the cache has reserved.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.bytes().reserved)
+    }
+}

@@ -1,0 +1,290 @@
+//! [`Generation`]: the loop.
+
+use std::collections::VecDeque;
+use std::time::Instant;
+
+use super::decode::Decoding;
+use super::text::TextTail;
+use super::{Completion, ContextEnd, FinishReason, GenerateRequest, Generator, Output, Report};
+use super::{TokenEvent, TokenLogprobs};
+use crate::sampling::{Purpose, log_softmax, uniform};
+use crate::{Error, Result};
+
+/// A request being worked off: an iterator of tokens, in the order in which they are made.
+///
+/// Dropping it cancels. After an error it ends.
+pub struct Generation<'a> {
+    generator: &'a Generator,
+    request: GenerateRequest,
+    prompts: Vec<Vec<u32>>,
+    decoding: Decoding<'a>,
+    /// All rows; at first there is one a prompt, after prefill one a completion.
+    rows: Vec<Row<'a>>,
+    /// Rows that go on, in the order of the decoder's rows.
+    live: Vec<usize>,
+    state: State,
+    events: VecDeque<TokenEvent>,
+    report: Report,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum State {
+    Prefill,
+    Decode,
+    Done,
+}
+
+/// One completion.
+struct Row<'a> {
+    prompt_index: usize,
+    sample: usize,
+    /// The prompt and what follows it.
+    tokens: Vec<u32>,
+    prompt_tokens: usize,
+    /// The context holds `tokens[window_start..]`.
+    window_start: usize,
+    tail: Option<TextTail<'a>>,
+    text: String,
+    logprobs: Vec<TokenLogprobs>,
+    finish: Option<FinishReason>,
+}
+
+impl Row<'_> {
+    fn window(&self) -> &[u32] {
+        &self.tokens[self.window_start..]
+    }
+
+    fn new_tokens(&self) -> usize {
+        self.tokens.len() - self.prompt_tokens
+    }
+}
+
+impl<'a> Generation<'a> {
+    pub(super) fn new(generator: &'a Generator, request: &GenerateRequest) -> Result<Self> {
+        let prompts = request.check(generator)?;
+        let n_positions = generator.model.config().n_positions;
+        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
+        let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
+        let decoding = Decoding::new(&generator.model, generator.decoder, prompts.len(), capacity)?;
+        let report = Report {
+            decoder: generator.decoder,
+            prompt_tokens: prompts.iter().map(Vec::len).sum(),
+            kv_bytes: decoding.kv_bytes(),
+            ..Report::default()
+        };
+        let mut generation = Self {
+            generator,
+            request: request.clone(),
+            prompts,
+            decoding,
+            rows: Vec::new(),
+            live: Vec::new(),
+            state: State::Prefill,
+            events: VecDeque::new(),
+            report,
+        };
+        generation.rows = generation.new_rows();
+        if request.max_new_tokens == 0 {
+            generation.rows.iter_mut().for_each(|row| row.finish = Some(FinishReason::Length));
+            generation.state = State::Done;
+        }
+        Ok(generation)
+    }
+
+    /// Runs to the end, and returns everything; events that were not asked for are in it too.
+    ///
+    /// # Errors
+    ///
+    /// The first error that the iterator would give.
+    pub fn finish(mut self) -> Result<Output> {
+        for event in self.by_ref() {
+            event?;
+        }
+        let prompts = self.prompts;
+        let has_text = self.generator.tokenizer.is_some();
+        let completions = self.rows.into_iter().map(|row| Completion {
+            prompt_index: row.prompt_index,
+            sample: row.sample,
+            prompt_ids: prompts[row.prompt_index].clone(),
+            ids: row.tokens[row.prompt_tokens..].to_vec(),
+            text: has_text.then_some(row.text),
+            logprobs: self.request.logprobs.map(|_| row.logprobs),
+            finish: row.finish.unwrap_or(FinishReason::Length),
+        });
+        Ok(Output { completions: completions.collect(), report: self.report })
+    }
+
+    /// What has been done so far.
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    fn new_rows(&self) -> Vec<Row<'a>> {
+        let samples = self.request.num_samples;
+        let tokenizer = self.generator.tokenizer.as_ref();
+        let row = |prompt_index: usize, sample: usize| {
+            let tokens = self.prompts[prompt_index].clone();
+            Row {
+                prompt_index,
+                sample,
+                prompt_tokens: tokens.len(),
+                window_start: self.slide_start(tokens.len(), 0),
+                tokens,
+                tail: tokenizer.map(|tokenizer| TextTail::new(tokenizer.stream(), self.request.stop.texts.clone())),
+                text: String::new(),
+                logprobs: Vec::new(),
+                finish: None,
+            }
+        };
+        (0..self.prompts.len())
+            .flat_map(|prompt| (0..samples).map(move |sample| (prompt, sample)))
+            .map(|(prompt, sample)| row(prompt, sample))
+            .collect()
+    }
+
+    /// Where the window of a row of `tokens` tokens starts that started at `start`, under the policy `slide`.
+    fn slide_start(&self, tokens: usize, start: usize) -> usize {
+        let n_positions = self.generator.model.config().n_positions;
+        match self.request.on_context_end {
+            ContextEnd::Slide { keep } if tokens - start > n_positions => {
+                tokens - (keep.unwrap_or(n_positions - 1) + 1)
+            }
+            _ => start,
+        }
+    }
+
+    /// Computes the next logits of all rows that go on, and chooses a token for each.
+    fn step(&mut self) -> Result<()> {
+        let started = Instant::now();
+        let is_prefill = self.state == State::Prefill;
+        let vocab_size = self.generator.model.config().vocab_size;
+        let logits = if is_prefill { self.prefill()? } else { self.decode()? };
+        self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
+        if is_prefill {
+            self.report.prefill_seconds = started.elapsed().as_secs_f64();
+            self.state = State::Decode;
+        }
+
+        let choosing = Instant::now();
+        let live = std::mem::take(&mut self.live);
+        for (&row, logits) in live.iter().zip(logits.chunks_exact(vocab_size)) {
+            self.choose(row, logits)?;
+        }
+        let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
+        self.live = kept.iter().map(|&at| live[at]).collect();
+        if kept.is_empty() {
+            self.state = State::Done;
+        } else {
+            // A finished row costs nothing more.
+            self.decoding.gather(&kept)?;
+            self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
+        }
+        if is_prefill {
+            self.report.decode_seconds += choosing.elapsed().as_secs_f64();
+        } else {
+            let seconds = started.elapsed().as_secs_f64();
+            self.report.decode_seconds += seconds;
+            self.report.step_seconds.push(seconds);
+        }
+        Ok(())
+    }
+
+    /// Computes each prompt once; then there is a row for each sample.
+    fn prefill(&mut self) -> Result<Vec<f32>> {
+        let samples = self.request.num_samples;
+        let windows: Vec<&[u32]> = self.rows.iter().step_by(samples).map(Row::window).collect();
+        let logits = self.decoding.next_logits(&windows)?;
+        self.live = (0..self.rows.len()).collect();
+        if samples == 1 {
+            return Ok(logits);
+        }
+        let of_prompt: Vec<usize> = self.rows.iter().map(|row| row.prompt_index).collect();
+        self.decoding.gather(&of_prompt)?;
+        let vocab_size = self.generator.model.config().vocab_size;
+        let logits = logits.chunks_exact(vocab_size).flat_map(|row| std::iter::repeat_n(row, samples)).flatten();
+        Ok(logits.copied().collect())
+    }
+
+    fn decode(&mut self) -> Result<Vec<f32>> {
+        for at in 0..self.live.len() {
+            let row = &self.rows[self.live[at]];
+            let start = self.slide_start(row.tokens.len(), row.window_start);
+            if start != row.window_start {
+                self.rows[self.live[at]].window_start = start;
+                self.decoding.restart(at)?;
+            }
+        }
+        let windows: Vec<&[u32]> = self.live.iter().map(|&row| self.rows[row].window()).collect();
+        self.decoding.next_logits(&windows)
+    }
+
+    /// Chooses a row's next token and tells of it.
+    fn choose(&mut self, index: usize, logits: &[f32]) -> Result<()> {
+        let request = &self.request;
+        let row = &mut self.rows[index];
+        let (prompt_index, sample, position) = (row.prompt_index, row.sample, row.tokens.len());
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::NotFinite { prompt: prompt_index, sample, position });
+        }
+        let stream = request.first_stream.wrapping_add(sample as u64);
+        let distribution = request.sampling.distribution(logits, &row.tokens);
+        let id = distribution.sample(uniform(request.seed, stream, position as u64, Purpose::Token));
+        row.tokens.push(id);
+        self.report.new_tokens += 1;
+        let logprobs = request.logprobs.map(|top| logprobs(logits, id, top));
+        row.logprobs.extend(logprobs.clone());
+
+        let config = self.generator.model.config();
+        let ended = !request.stop.ignore_eos && config.eos_token_id.contains(&id);
+        let (mut text, stopped) = match &mut row.tail {
+            Some(tail) if !ended => tail.push(id)?,
+            _ => (String::new(), false),
+        };
+        let full = row.window().len() > config.n_positions;
+        row.finish = if ended || stopped {
+            Some(FinishReason::Stop)
+        } else if row.new_tokens() >= request.max_new_tokens {
+            Some(FinishReason::Length)
+        } else if full && !matches!(request.on_context_end, ContextEnd::Slide { .. }) {
+            Some(FinishReason::Context)
+        } else {
+            None
+        };
+        if let (Some(tail), Some(_), false) = (&mut row.tail, row.finish, stopped) {
+            text += &tail.finish()?;
+        }
+        row.text += &text;
+        self.events.push_back(TokenEvent { prompt_index, sample, id, text, logprobs, finish: row.finish });
+        Ok(())
+    }
+}
+
+impl Iterator for Generation<'_> {
+    type Item = Result<TokenEvent>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        while self.events.is_empty() && self.state != State::Done {
+            if let Err(error) = self.step() {
+                self.state = State::Done;
+                self.events.clear();
+                return Some(Err(error));
+            }
+        }
+        self.events.pop_front().map(Ok)
+    }
+}
+
+fn logprobs(logits: &[f32], chosen: u32, count: usize) -> TokenLogprobs {
+    let all = log_softmax(logits);
+    let mut order: Vec<u32> = (0..all.len() as u32).collect();
+    let likeliest_first =
+        |left: &u32, right: &u32| all[*right as usize].total_cmp(&all[*left as usize]).then(left.cmp(right));
+    let count = count.min(order.len());
+    if (1..order.len()).contains(&count) {
+        order.select_nth_unstable_by(count - 1, likeliest_first);
+    }
+    order.truncate(count);
+    order.sort_unstable_by(likeliest_first);
+    TokenLogprobs { chosen: all[chosen as usize], top: order.into_iter().map(|id| (id, all[id as usize])).collect() }
+}

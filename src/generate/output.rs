@@ -1,0 +1,118 @@
+//! What comes out.
+
+use std::fmt;
+
+use super::Decoder;
+
+/// Why a completion ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// It has `max_new_tokens` tokens.
+    Length,
+    /// The model ended the text, or a stop text occurred.
+    Stop,
+    /// The context is full.
+    Context,
+}
+
+impl fmt::Display for FinishReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Length => "length",
+            Self::Stop => "stop",
+            Self::Context => "context",
+        })
+    }
+}
+
+/// Natural logarithms of probabilities under the model's own distribution, before any filter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprobs {
+    /// That of the chosen token.
+    pub chosen: f64,
+    /// The likeliest tokens, likeliest first.
+    pub top: Vec<(u32, f64)>,
+}
+
+/// One token, as soon as it is there.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenEvent {
+    /// The prompt that it continues.
+    pub prompt_index: usize,
+    /// Which of that prompt's samples.
+    pub sample: usize,
+    /// The token.
+    pub id: u32,
+    /// The text that has become certain with it, possibly none: characters are never split, and what may be the start
+    /// of a stop text is held back. Empty without a tokenizer.
+    pub text: String,
+    /// Its log-probabilities, if asked for.
+    pub logprobs: Option<TokenLogprobs>,
+    /// Why the completion ends with it, if it does.
+    pub finish: Option<FinishReason>,
+}
+
+/// A prompt's continuation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Completion {
+    /// The prompt that it continues.
+    pub prompt_index: usize,
+    /// Which of that prompt's samples.
+    pub sample: usize,
+    /// The prompt's tokens.
+    pub prompt_ids: Vec<u32>,
+    /// The new tokens; one that ended the text is the last of them.
+    pub ids: Vec<u32>,
+    /// The new text, without what ended it; none without a tokenizer.
+    pub text: Option<String>,
+    /// Log-probabilities of each new token, if asked for.
+    pub logprobs: Option<Vec<TokenLogprobs>>,
+    /// Why it ended.
+    pub finish: FinishReason,
+}
+
+/// All completions of a request, and what they took.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Output {
+    /// Ordered by prompt, then by sample.
+    pub completions: Vec<Completion>,
+    /// What they took.
+    pub report: Report,
+}
+
+/// What a request took.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Report {
+    /// How tokens were computed.
+    pub decoder: Decoder,
+    /// Tokens of the prompts, each prompt counted once.
+    pub prompt_tokens: usize,
+    /// New tokens of all completions.
+    pub new_tokens: usize,
+    /// Seconds from the start to the logits of every prompt's last token.
+    pub prefill_seconds: f64,
+    /// Seconds of everything after that: choosing tokens and computing the logits that follow them.
+    pub decode_seconds: f64,
+    /// Seconds of each decode step, in order; a step gives every live row a token.
+    pub step_seconds: Vec<f64>,
+    /// Most bytes that the key-value cache had reserved; 0 without one.
+    pub kv_bytes: usize,
+}
+
+impl Report {
+    /// New tokens of all rows per second of wall time, prefill included.
+    pub fn tokens_per_second(&self) -> f64 {
+        per_second(self.new_tokens, self.prefill_seconds + self.decode_seconds)
+    }
+
+    /// Median seconds of a decode step, which is the time per output token of each row; none if there was no step.
+    pub fn seconds_per_token(&self) -> Option<f64> {
+        let mut sorted = self.step_seconds.clone();
+        sorted.sort_unstable_by(f64::total_cmp);
+        sorted.get(sorted.len() / 2).copied()
+    }
+}
+
+fn per_second(count: usize, seconds: f64) -> f64 {
+    if seconds > 0.0 { count as f64 / seconds } else { 0.0 }
+}

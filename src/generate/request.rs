@@ -1,0 +1,157 @@
+//! What is asked for.
+
+use super::Generator;
+use crate::sampling::Sampling;
+use crate::{Error, Result};
+
+/// Where a text begins.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Prompt {
+    /// Token ids.
+    Ids(Vec<u32>),
+    /// Text, for a generator with a tokenizer.
+    Text(String),
+}
+
+impl From<Vec<u32>> for Prompt {
+    fn from(ids: Vec<u32>) -> Self {
+        Self::Ids(ids)
+    }
+}
+
+impl From<&str> for Prompt {
+    fn from(text: &str) -> Self {
+        Self::Text(text.to_owned())
+    }
+}
+
+impl From<String> for Prompt {
+    fn from(text: String) -> Self {
+        Self::Text(text)
+    }
+}
+
+/// What ends a text before its time.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stop {
+    /// The completion ends before the first of these that occurs in it.
+    pub texts: Vec<String>,
+    /// Whether the model's end-of-text tokens are tokens like any other.
+    pub ignore_eos: bool,
+}
+
+/// What happens when a row has filled the model's positions. They are absolute, so a cache cannot slide.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ContextEnd {
+    /// The text ends, with [`FinishReason::Context`](super::FinishReason::Context).
+    #[default]
+    Stop,
+    /// A request that could come to the end is refused before anything is computed.
+    Error,
+    /// The oldest tokens are forgotten and the rest is computed again at its new positions.
+    Slide {
+        /// Tokens that are kept, from 0 to `n_positions - 1`; none: `n_positions - 1`, nanoGPT's crop. Each slide costs a
+        /// prefill of `keep + 1` tokens and makes room for `n_positions - keep`, so nanoGPT's crop costs a prefill of
+        /// the whole context for every token.
+        keep: Option<usize>,
+    },
+}
+
+/// A batch of prompts and how to go on with them.
+///
+/// Rows do not influence each other, whatever is in the batch. What makes a request invalid: no prompt, an empty one,
+/// an id outside the vocabulary, a prompt longer than the context (unless it [slides](ContextEnd::Slide)), text without
+/// a tokenizer, no samples, and sampling parameters outside their ranges.
+#[derive(Clone, Debug, PartialEq)]
+pub struct GenerateRequest {
+    /// The prompts.
+    pub prompts: Vec<Prompt>,
+    /// Most tokens to add to each.
+    pub max_new_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Completions of each prompt; the prompt is computed once.
+    pub num_samples: usize,
+    /// Seed of everything random.
+    pub seed: u64,
+    /// Random stream of each prompt's first sample; sample `s` draws from stream `first_stream + s`.
+    pub first_stream: u64,
+    /// What ends a text early.
+    pub stop: Stop,
+    /// What happens at the end of the context.
+    pub on_context_end: ContextEnd,
+    /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
+    pub logprobs: Option<usize>,
+}
+
+impl GenerateRequest {
+    /// Up to 100 new tokens for each prompt, sampled from the model's own distribution.
+    pub fn new<P: Into<Prompt>>(prompts: impl IntoIterator<Item = P>) -> Self {
+        Self {
+            prompts: prompts.into_iter().map(Into::into).collect(),
+            max_new_tokens: 100,
+            sampling: Sampling::default(),
+            num_samples: 1,
+            seed: 1337,
+            first_stream: 0,
+            stop: Stop::default(),
+            on_context_end: ContextEnd::default(),
+            logprobs: None,
+        }
+    }
+
+    /// The prompts' ids, once everything about the request has been checked.
+    pub(super) fn check(&self, generator: &Generator) -> Result<Vec<Vec<u32>>> {
+        self.sampling.validate()?;
+        if self.prompts.is_empty() {
+            return Err(Error::EmptyBatch);
+        }
+        if self.num_samples == 0 {
+            return Err(Error::mismatch("samples of each prompt", "at least 1", 0));
+        }
+        if !self.stop.texts.is_empty() && generator.tokenizer().is_none() {
+            return Err(Error::NoTokenizer { what: "a stop text" });
+        }
+        if self.stop.texts.iter().any(String::is_empty) {
+            return Err(Error::mismatch("a stop text", "at least one character", "none"));
+        }
+        let n_positions = generator.model().config().n_positions;
+        if let ContextEnd::Slide { keep: Some(keep) } = self.on_context_end
+            && keep >= n_positions
+        {
+            let expected = format!("less than n_positions, {n_positions}");
+            return Err(Error::mismatch("tokens kept when the context slides", expected, keep));
+        }
+        let ids = self.prompts.iter().map(|prompt| generator.prompt_ids(prompt)).collect::<Result<Vec<_>>>()?;
+        for (index, ids) in ids.iter().enumerate() {
+            self.check_prompt(index, ids, generator)?;
+        }
+        Ok(ids)
+    }
+
+    fn check_prompt(&self, index: usize, ids: &[u32], generator: &Generator) -> Result<()> {
+        let config = generator.model().config();
+        let (vocab_size, n_positions) = (config.vocab_size, config.n_positions);
+        if ids.is_empty() {
+            return Err(Error::EmptyPrompt { index });
+        }
+        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id: ids[position], row: index, position, vocab_size });
+        }
+        let slides = matches!(self.on_context_end, ContextEnd::Slide { .. });
+        if ids.len() > n_positions && !slides {
+            return Err(Error::ContextOverflow { row: index, tokens: ids.len(), n_positions });
+        }
+        // The last token is never fed back: a request fits when prompt + new - 1 <= n_positions.
+        let last = ids.len().saturating_add(self.max_new_tokens.saturating_sub(1));
+        if self.on_context_end == ContextEnd::Error && last > n_positions {
+            return Err(Error::RequestTooLong {
+                prompt: index,
+                prompt_tokens: ids.len(),
+                max_new_tokens: self.max_new_tokens,
+                n_positions,
+            });
+        }
+        Ok(())
+    }
+}

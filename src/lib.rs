@@ -1,0 +1,30 @@
+#![doc = include_str!("../README.md")]
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
+pub mod cache;
+pub mod checkpoint;
+pub mod config;
+mod error;
+pub mod generate;
+pub mod model;
+pub mod perplexity;
+pub mod sampling;
+pub mod tokenizer;
+
+pub use burn;
+pub use cache::{CacheStorage, KvCache};
+pub use checkpoint::Checkpoint;
+pub use config::{Activation, Gpt2Config};
+pub use error::{Error, Result};
+pub use gpt2_burn_backends as backends;
+pub use gpt2_burn_backends::Threads;
+pub use model::{Gpt2, Logits, TokenBatch};
+
+/// The device of this name, for instance `flex` for the CPU.
+///
+/// # Errors
+///
+/// [`Error::Device`] says what there is, and which feature adds a device that is not compiled in.
+pub fn device(name: &str) -> Result<burn::tensor::Device> {
+    Ok(backends::device(name)?)
+}

@@ -1,0 +1,120 @@
+//! Causal self-attention over a cache: the only attention code of the library.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::tensor::{Bool, DType, Device, Tensor, activation};
+
+use super::{Span, linear};
+use crate::Gpt2Config;
+use crate::cache::KvCache;
+
+/// Multi-head causal self-attention (Vaswani et al., *Attention Is All You Need*, 2017, section 3.2).
+#[derive(Module, Debug)]
+pub struct CausalSelfAttention {
+    /// Queries, keys and values at once: `[d, 3 d]`.
+    pub c_attn: Linear,
+    /// Output projection: `[d, d]`.
+    pub c_proj: Linear,
+    attn_dropout: Dropout,
+    resid_dropout: Dropout,
+    n_head: usize,
+}
+
+/// Keys and values of consecutive positions.
+#[derive(Clone, Debug)]
+pub struct Segment {
+    /// `[B, H, L, D]`; B may be 1 for all rows.
+    pub keys: Tensor<4>,
+    /// `[B, H, L, D]`; B may be 1 for all rows.
+    pub values: Tensor<4>,
+}
+
+impl Segment {
+    /// The same in another element type; nothing happens if it is theirs.
+    pub(crate) fn cast(self, dtype: DType) -> Self {
+        if self.keys.dtype() == dtype {
+            return self;
+        }
+        Self { keys: self.keys.cast(dtype), values: self.values.cast(dtype) }
+    }
+}
+
+impl CausalSelfAttention {
+    pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
+        let d = config.n_embd;
+        Self {
+            c_attn: linear(d, 3 * d, config.bias, config.normal(), device),
+            c_proj: linear(d, d, config.bias, config.normal_residual(), device),
+            attn_dropout: DropoutConfig::new(config.attn_pdrop).init(),
+            resid_dropout: DropoutConfig::new(config.resid_pdrop).init(),
+            n_head: config.n_head,
+        }
+    }
+
+    /// `[B T, d]` to `[B T, d]`: appends the new keys and values to the cache, then attends over it.
+    pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
+        let [rows, width] = x.dims();
+        let [query, keys, values] = self.project(x, span.batch()); // 3 x [B, H, T, D]
+        let own = cache.append(layer, Segment { keys, values }, span.new_lens()); // [B, H, L, D]
+        let y = attend(query, None, own, span.hidden(), &self.attn_dropout); // [B, H, T, D]
+        let y = y.swap_dims(1, 2).reshape([rows, width]); // [B T, d]
+        self.resid_dropout.forward(self.c_proj.forward(y))
+    }
+
+    /// Query, key and value, each `[B, H, T, D]`, of `[B T, d]`.
+    pub fn project(&self, x: Tensor<2>, batch: usize) -> [Tensor<4>; 3] {
+        let [rows, width] = x.dims();
+        let (time, head_dim) = (rows / batch, width / self.n_head);
+        let qkv = self.c_attn.forward(x); // [B T, 3 d]
+        [0, 1, 2].map(|part| {
+            qkv.clone()
+                .slice([0..rows, part * width..(part + 1) * width]) // [B T, d]
+                .reshape([batch, time, self.n_head, head_dim])
+                .swap_dims(1, 2) // [B, H, T, D]
+        })
+    }
+}
+
+/// `softmax(q k^T / sqrt D) v` over two segments of keys, as if they were one.
+///
+/// The shared segment comes first and is before every query, so nothing of it is hidden; it can be one row's for
+/// the whole batch, so that a common prefix is read in place.
+///
+/// # Shapes
+///
+/// - query: `[B, H, T, D]`
+/// - shared: `[B or 1, H, S, D]`
+/// - own: `[B, H, L, D]`
+/// - hidden: `[B or 1, 1, T, L]`, true where query t may not see the own key l; none: all are visible
+/// - result: `[B, H, T, D]`
+pub fn attend(
+    query: Tensor<4>,
+    shared: Option<Segment>,
+    own: Segment,
+    hidden: Option<Tensor<4, Bool>>,
+    dropout: &Dropout,
+) -> Tensor<4> {
+    let scores = scores(query.clone(), own.keys, hidden); // [B, H, T, L]
+    let Some(shared) = shared else {
+        let weights = dropout.forward(activation::softmax(scores, 3));
+        return weights.matmul(own.values);
+    };
+    let split = shared.keys.dims()[2];
+    let shared_scores = self::scores(query, shared.keys, None); // [B, H, T, S]
+    let scores = Tensor::cat(vec![shared_scores, scores], 3); // [B, H, T, S + L]
+    let weights = dropout.forward(activation::softmax(scores, 3));
+    let [_, _, _, total] = weights.dims();
+    let of_shared = weights.clone().narrow(3, 0, split).matmul(shared.values);
+    of_shared + weights.narrow(3, split, total - split).matmul(own.values)
+}
+
+/// `q k^T / sqrt D`, `[B, H, T, L]`, with what is hidden at minus infinity.
+pub fn scores(query: Tensor<4>, keys: Tensor<4>, hidden: Option<Tensor<4, Bool>>) -> Tensor<4> {
+    let [_, _, _, head_dim] = query.dims();
+    // Scaling the query costs T D multiplications, scaling the scores T L.
+    let scores = (query / (head_dim as f64).sqrt()).matmul(keys.swap_dims(2, 3));
+    match hidden {
+        Some(hidden) => scores.mask_fill(hidden, f32::NEG_INFINITY),
+        None => scores,
+    }
+}

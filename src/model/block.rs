@@ -1,0 +1,39 @@
+//! [`Block`]: attention and MLP, each behind a norm and added to the residual stream.
+
+use burn::module::Module;
+use burn::nn::LayerNorm;
+use burn::tensor::{Device, Tensor};
+
+use super::{CausalSelfAttention, Mlp, Span};
+use crate::Gpt2Config;
+use crate::cache::KvCache;
+
+/// A pre-norm transformer block.
+#[derive(Module, Debug)]
+pub struct Block {
+    /// Norm before the attention.
+    pub ln_1: LayerNorm,
+    /// Causal self-attention.
+    pub attn: CausalSelfAttention,
+    /// Norm before the MLP.
+    pub ln_2: LayerNorm,
+    /// The MLP.
+    pub mlp: Mlp,
+}
+
+impl Block {
+    pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
+        Self {
+            ln_1: config.layer_norm(device),
+            attn: CausalSelfAttention::new(config, device),
+            ln_2: config.layer_norm(device),
+            mlp: Mlp::new(config, device),
+        }
+    }
+
+    /// `[B T, d]` to `[B T, d]`; the new keys and values go to layer `layer` of the cache.
+    pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
+        let x = x.clone() + self.attn.forward(self.ln_1.forward(x), span, cache, layer);
+        x.clone() + self.mlp.forward(self.ln_2.forward(x))
+    }
+}

@@ -1,0 +1,39 @@
+//! [`Mlp`]: two linear layers with a GELU between them.
+
+use burn::module::Module;
+use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::tensor::{Device, Tensor};
+
+use super::{gelu, linear};
+use crate::Gpt2Config;
+use crate::config::Activation;
+
+/// The position-wise feed-forward network.
+#[derive(Module, Debug)]
+pub struct Mlp {
+    /// Up: `[d, inner]`.
+    pub c_fc: Linear,
+    /// Down: `[inner, d]`.
+    pub c_proj: Linear,
+    dropout: Dropout,
+    #[module(skip)]
+    activation: Activation,
+}
+
+impl Mlp {
+    pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
+        let (d, inner) = (config.n_embd, config.inner());
+        Self {
+            c_fc: linear(d, inner, config.bias, config.normal(), device),
+            c_proj: linear(inner, d, config.bias, config.normal_residual(), device),
+            dropout: DropoutConfig::new(config.resid_pdrop).init(),
+            activation: config.activation_function,
+        }
+    }
+
+    /// `[N, d]` to `[N, d]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let x = gelu(self.c_fc.forward(x), self.activation); // [N, inner]
+        self.dropout.forward(self.c_proj.forward(x)) // [N, d]
+    }
+}

@@ -1,0 +1,241 @@
+//! The GPT-2 module: one layer a file, and one `forward` for training, prefill, decoding and verification.
+//!
+//! Radford et al., *Language Models are Unsupervised Multitask Learners* (2019). Fields are named as in the published
+//! checkpoints (`wte`, `wpe`, `h`, `ln_f`, `c_attn`, ...), so that a path through the module is a tensor's name.
+
+pub mod attention;
+mod block;
+mod gelu;
+mod mlp;
+mod span;
+mod tokens;
+
+use burn::module::{Initializer, Module, Param};
+use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
+use burn::nn::{LayerNorm, LayerNormConfig, Linear};
+use burn::tensor::{DType, Device, Int, Tensor};
+
+use crate::cache::{CacheStorage, KvCache};
+use crate::{Error, Gpt2Config, Result};
+use attention::CausalSelfAttention;
+pub use block::Block;
+pub use gelu::gelu;
+pub use mlp::Mlp;
+use span::Span;
+pub use tokens::TokenBatch;
+
+/// GPT-2: token and position embeddings, pre-norm transformer blocks, a final norm and a head.
+///
+/// A burn [`Module`] like any other: it trains on an autodiff device, moves, and can be recorded. Dropout is active
+/// only on an autodiff device, so training and inference share [`forward`](Self::forward).
+///
+/// ```
+/// use gpt2_burn::{CacheStorage, Gpt2Config, Logits, TokenBatch};
+///
+/// let device = gpt2_burn::device("flex")?;
+/// let config = Gpt2Config { vocab_size: 50, n_positions: 16, n_embd: 8, n_layer: 2, n_head: 2, ..Default::default() };
+/// let model = config.init(&device)?;
+///
+/// let tokens = TokenBatch::new(&[[3, 1, 4]], &model)?;
+/// let mut cache = model.cache(CacheStorage::Growing, 1, 16)?;
+/// let logits = model.forward(&tokens, &mut cache, Logits::Last)?;
+/// assert_eq!(logits.dims(), [1, 1, 50]);
+/// assert_eq!(cache.len(0), 3);
+/// # Ok::<(), gpt2_burn::Error>(())
+/// ```
+#[derive(Module, Debug)]
+pub struct Gpt2 {
+    /// Token embedding, `[vocab_size, n_embd]`.
+    pub wte: Embedding,
+    /// Position embedding, `[n_positions, n_embd]`.
+    pub wpe: Embedding,
+    /// The transformer blocks.
+    pub h: Vec<Block>,
+    /// Final layer norm.
+    pub ln_f: LayerNorm,
+    /// The head; none: it is the token embedding.
+    pub lm_head: Option<Head>,
+    drop: Dropout,
+    #[module(skip)]
+    config: Gpt2Config,
+}
+
+/// A head of its own, for models that do not tie it to the token embedding.
+#[derive(Module, Debug)]
+pub struct Head {
+    /// `[vocab_size, n_embd]`, like the embedding that it stands for.
+    pub weight: Param<Tensor<2>>,
+}
+
+/// For which of the new tokens logits are computed. The head is the largest matrix of a small GPT-2.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Logits {
+    /// Each row's last new token: `[batch, 1, vocab_size]`.
+    Last,
+    /// Each row's last k new tokens, in order: `[batch, k, vocab_size]`.
+    LastK(usize),
+    /// Every new token: `[batch, T_max, vocab_size]`. What stands behind the end of a shorter row means nothing.
+    All,
+}
+
+impl Gpt2Config {
+    /// A model of this shape with GPT-2's random initialisation, in f32.
+    ///
+    /// Matrices are normal with deviation `initializer_range`, those at the end of a residual branch divided by
+    /// `sqrt(2 n_layer)`; biases are 0 and norms 1. Weights are drawn at their first use, so that loading a
+    /// checkpoint draws none.
+    ///
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate).
+    pub fn init(&self, device: &Device) -> Result<Gpt2> {
+        self.validate()?;
+        let embedding =
+            |entries| EmbeddingConfig::new(entries, self.n_embd).with_initializer(self.normal()).init(device);
+        let lm_head = (!self.tie_word_embeddings)
+            .then(|| Head { weight: self.normal().init([self.vocab_size, self.n_embd], device) });
+        Ok(Gpt2 {
+            wte: embedding(self.vocab_size),
+            wpe: embedding(self.n_positions),
+            h: (0..self.n_layer).map(|_| Block::new(self, device)).collect(),
+            ln_f: self.layer_norm(device),
+            lm_head,
+            drop: DropoutConfig::new(self.embd_pdrop).init(),
+            config: self.clone(),
+        })
+    }
+
+    fn normal(&self) -> Initializer {
+        Initializer::Normal { mean: 0.0, std: self.initializer_range }
+    }
+
+    /// For the projection at the end of a residual branch: 2 `n_layer` of them add up.
+    fn normal_residual(&self) -> Initializer {
+        let std = self.initializer_range / (2.0 * self.n_layer as f64).sqrt();
+        Initializer::Normal { mean: 0.0, std }
+    }
+
+    fn layer_norm(&self, device: &Device) -> LayerNorm {
+        LayerNormConfig::new(self.n_embd).with_epsilon(self.layer_norm_epsilon).with_bias(self.bias).init(device)
+    }
+}
+
+/// A linear layer with `[d_input, d_output]` weights, as GPT-2's checkpoints store them, and a bias of zeros.
+fn linear(d_input: usize, d_output: usize, bias: bool, weight: Initializer, device: &Device) -> Linear {
+    Linear {
+        weight: weight.init([d_input, d_output], device),
+        bias: bias.then(|| -> Param<Tensor<1>> { Initializer::Zeros.init([d_output], device) }),
+    }
+}
+
+impl Gpt2 {
+    /// The model's shape.
+    pub fn config(&self) -> &Gpt2Config {
+        &self.config
+    }
+
+    /// The device that the weights live on.
+    pub fn device(&self) -> Device {
+        self.wte.weight.device()
+    }
+
+    /// The element type of the weights, and of everything computed from them.
+    pub fn dtype(&self) -> DType {
+        self.wte.weight.val().dtype()
+    }
+
+    /// An empty cache for `batch` sequences of this model, of up to `capacity` tokens each.
+    ///
+    /// # Errors
+    ///
+    /// As [`KvCache::new`].
+    pub fn cache(&self, storage: CacheStorage, batch: usize, capacity: usize) -> Result<KvCache> {
+        KvCache::new(&self.config, storage, batch, capacity, self.dtype(), &self.device())
+    }
+
+    /// Appends the new tokens of each row to its row of the cache, and returns logits.
+    ///
+    /// Row `b` of the cache holds P tokens and gets `new_lens[b]` more; its query `i` sees the keys `0..=P + i` of its
+    /// own row and no others. With an empty cache this is prefill (and training, and naive decoding), with one new
+    /// token a decode step, with several a verification or a chunk of a prompt.
+    ///
+    /// # Shapes
+    ///
+    /// - tokens: `[batch, T_max]`, of which row `b` counts `new_lens[b]`
+    /// - result: as [`Logits`] says
+    ///
+    /// # Errors
+    ///
+    /// If the tokens do not fit the cache or the context, or a row is shorter than [`Logits::LastK`]; the cache is
+    /// then as it was.
+    pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
+        logits.check(tokens)?;
+        let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
+        Ok(self.head(logits.select(hidden, tokens))) // [B, k, V]
+    }
+
+    /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
+    /// `[batch, T_max, n_embd]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub fn hidden_states(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<Tensor<3>> {
+        cache.check_append(self.config(), tokens.new_lens())?;
+        let [batch, time] = tokens.ids().dims();
+        let width = self.config.n_embd;
+        let span = Span::new(cache.lens(), tokens);
+
+        let x = self.embed(tokens.ids(), span.positions()); // [B, T, d]
+        let mut x = x.reshape([batch * time, width]); // [B T, d]
+        for (layer, block) in self.h.iter().enumerate() {
+            x = block.forward(x, &span, cache, layer); // [B T, d]
+        }
+        cache.advance(tokens.new_lens());
+        Ok(self.ln_f.forward(x).reshape([batch, time, width]))
+    }
+
+    /// The residual stream's start: `ids` is `[B, T]`, `positions` `[B or 1, T]`, the result `[B, T, d]`.
+    fn embed(&self, ids: &Tensor<2, Int>, positions: &Tensor<2, Int>) -> Tensor<3> {
+        let token = self.wte.forward(ids.clone()); // [B, T, d]
+        let position = self.wpe.forward(positions.clone()); // [B or 1, T, d]
+        self.drop.forward(token + position)
+    }
+
+    /// Logits `[B, k, V]` of hidden states `[B, k, d]`.
+    pub fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
+        let [batch, time, width] = hidden.dims();
+        let hidden = hidden.reshape([batch * time, width]); // [B k, d]
+        let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
+        let logits = hidden.matmul(weight.val().transpose()); // [B k, V]
+        logits.reshape([batch, time, self.config.vocab_size])
+    }
+}
+
+impl Logits {
+    fn check(self, tokens: &TokenBatch) -> Result<()> {
+        let Self::LastK(k) = self else { return Ok(()) };
+        let shortest = tokens.new_lens().iter().copied().min().unwrap_or(0);
+        if (1..=shortest).contains(&k) {
+            return Ok(());
+        }
+        Err(Error::mismatch("positions with logits", format!("1 to {shortest} (the shortest row)"), k))
+    }
+
+    /// The states `[B, k, d]` of the positions chosen, out of `[B, T, d]`.
+    fn select(self, hidden: Tensor<3>, tokens: &TokenBatch) -> Tensor<3> {
+        let [batch, time, width] = hidden.dims();
+        let k = match self {
+            Self::All => return hidden,
+            Self::Last => 1,
+            Self::LastK(k) => k,
+        };
+        if tokens.is_uniform() {
+            return hidden.slice([0..batch, time - k..time]);
+        }
+        let last = |(row, &len): (usize, &usize)| (row * time + len - k) as i32..(row * time + len) as i32;
+        let rows: Vec<i32> = tokens.new_lens().iter().enumerate().flat_map(last).collect();
+        let rows = Tensor::from_data(rows.as_slice(), &hidden.device());
+        hidden.reshape([batch * time, width]).select(0, rows).reshape([batch, k, width])
+    }
+}

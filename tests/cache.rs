@@ -1,0 +1,206 @@
+//! The cache: the same function as without one, whatever is appended, cut, forked and gathered.
+
+mod common;
+
+use common::{STORAGES, device, logits_of, random_model, rows, small_config};
+use gpt2_burn::burn::backend::Flex;
+use gpt2_burn::burn::tensor::{DType, Tensor};
+use gpt2_burn::{CacheStorage, Error, Gpt2, KvCache, Logits, TokenBatch};
+use proptest::prelude::*;
+
+fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits) -> Vec<Vec<f32>> {
+    rows(model.forward(&TokenBatch::new(new, model).unwrap(), cache, logits).unwrap())
+}
+
+#[track_caller]
+fn assert_close(actual: &[f32], expected: &[f32]) {
+    let difference = actual.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(actual.len() == expected.len() && difference < 1e-4, "logits differ by {difference}");
+}
+
+/// One change to a cache; rows and lengths are taken modulo what there is.
+#[derive(Clone, Debug)]
+enum Step {
+    Append(Vec<Vec<u32>>),
+    Truncate(usize, usize),
+    Fork(usize),
+    Gather(Vec<usize>),
+    Clear,
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let ids = proptest::collection::vec(0_u32..61, 1..5);
+    prop_oneof![
+        6 => proptest::collection::vec(ids, 1..4).prop_map(Step::Append),
+        2 => (any::<usize>(), any::<usize>()).prop_map(|(row, len)| Step::Truncate(row, len)),
+        1 => any::<usize>().prop_map(Step::Fork),
+        1 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Gather),
+        1 => Just(Step::Clear),
+    ]
+}
+
+/// Applies the steps to a cache and to plain lists, and compares after each.
+fn follow(storage: CacheStorage, steps: &[Step]) {
+    let model = random_model(small_config());
+    let n_positions = model.config().n_positions;
+    let mut cache = model.cache(storage, 2, n_positions).unwrap();
+    let mut texts: Vec<Vec<u32>> = vec![Vec::new(); 2];
+    for step in steps {
+        match step {
+            Step::Append(new) => {
+                let new: Vec<Vec<u32>> = (0..texts.len()).map(|row| new[row % new.len()].clone()).collect();
+                if texts.iter().zip(&new).any(|(text, new)| text.len() + new.len() > n_positions) {
+                    continue;
+                }
+                let k = new.iter().map(Vec::len).min().unwrap();
+                let logits = append(&model, &mut cache, &new, Logits::LastK(k));
+                for (row, new) in new.iter().enumerate() {
+                    texts[row].extend(new);
+                    let naive = logits_of(&model, &texts[row]);
+                    for (actual, expected) in logits[row * k..].iter().zip(&naive[naive.len() - k..]) {
+                        assert_close(actual, expected);
+                    }
+                }
+            }
+            Step::Truncate(row, len) => {
+                let row = row % texts.len();
+                let len = len % (texts[row].len() + 1);
+                cache.truncate(row, len).unwrap();
+                texts[row].truncate(len);
+            }
+            Step::Fork(row) if texts.len() < 5 => {
+                let row = row % texts.len();
+                cache.fork(row, 2).unwrap();
+                texts.extend([texts[row].clone(), texts[row].clone()]);
+            }
+            Step::Fork(_) => {}
+            Step::Gather(rows) => {
+                let rows: Vec<usize> = rows.iter().map(|row| row % texts.len()).collect();
+                cache.gather(&rows).unwrap();
+                texts = rows.iter().map(|&row| texts[row].clone()).collect();
+            }
+            Step::Clear => {
+                cache.clear();
+                texts.iter_mut().for_each(Vec::clear);
+            }
+        }
+        assert_eq!(cache.lens(), texts.iter().map(Vec::len).collect::<Vec<_>>());
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn cached_logits_are_naive_logits(steps in proptest::collection::vec(step(), 1..12)) {
+        for storage in STORAGES {
+            follow(storage, &steps);
+        }
+    }
+}
+
+/// Where a tensor's elements lie.
+fn address(tensor: Tensor<4>) -> usize {
+    tensor.try_into_primitive::<Flex>().unwrap().bytes().as_ptr() as usize
+}
+
+#[test]
+fn a_preallocated_cache_is_written_in_place_for_900_steps() {
+    let model = random_model(gpt2_burn::Gpt2Config { n_positions: 910, ..small_config() });
+    for batch in [1, 2] {
+        let mut cache = model.cache(CacheStorage::Preallocated, batch, 910).unwrap();
+        // Rows of unequal length take another path than equal ones.
+        let prompts = [vec![1, 2, 3], vec![4, 5]];
+        append(&model, &mut cache, &prompts[..batch], Logits::Last);
+        let addresses = |cache: &KvCache| {
+            let buffers = (0..2).map(|layer| cache.buffers(layer).unwrap());
+            buffers.flat_map(|(keys, values)| [address(keys), address(values)]).collect::<Vec<_>>()
+        };
+        let before = addresses(&cache);
+        for step in 0..900 {
+            append(&model, &mut cache, &vec![vec![step % 61]; batch], Logits::Last);
+            assert_eq!(addresses(&cache), before, "moved at step {step}");
+        }
+        assert_eq!(cache.len(0), 903);
+    }
+}
+
+#[test]
+fn bytes_are_the_closed_form() {
+    let config = small_config();
+    let (layers, width) = (config.n_layer, config.n_embd);
+    let model = random_model(config.clone());
+    let mut cache = model.cache(CacheStorage::Preallocated, 3, 20).unwrap();
+    assert_eq!(cache.bytes().reserved, 2 * layers * 3 * 20 * width * 4);
+    assert_eq!(cache.bytes().live, 0);
+    append(&model, &mut cache, &[vec![1, 2], vec![3], vec![4, 5, 6]], Logits::Last);
+    assert_eq!(cache.bytes().live, 2 * layers * 6 * width * 4);
+    cache.truncate(2, 1).unwrap();
+    assert_eq!(cache.bytes().live, 2 * layers * 4 * width * 4);
+
+    let half = KvCache::new(&config, CacheStorage::Preallocated, 3, 20, DType::F16, &device()).unwrap();
+    assert_eq!(half.bytes().reserved, 2 * layers * 3 * 20 * width * 2);
+
+    let mut growing = model.cache(CacheStorage::Growing, 1, 20).unwrap();
+    assert_eq!(growing.bytes().reserved, 0);
+    append(&model, &mut growing, &[vec![1, 2, 3]], Logits::Last);
+    append(&model, &mut growing, &[vec![1]], Logits::Last);
+    assert_eq!(growing.bytes().reserved, 2 * layers * 4 * width * 4);
+    assert_eq!(growing.bytes().reserved, growing.bytes().live);
+}
+
+#[test]
+fn what_does_not_fit_is_an_error_and_changes_nothing() {
+    let model = random_model(small_config());
+    for storage in STORAGES {
+        let mut cache = model.cache(storage, 2, 10).unwrap();
+        append(&model, &mut cache, &[vec![1, 2, 3], vec![4]], Logits::Last);
+        let mut forward = |rows: &[Vec<u32>], logits| {
+            let error = model.forward(&TokenBatch::new(rows, &model).unwrap(), &mut cache, logits).unwrap_err();
+            assert_eq!(cache.lens(), [3, 1]);
+            error
+        };
+        let error = forward(&[vec![5; 8], vec![6]], Logits::Last);
+        assert!(matches!(error, Error::CacheFull { row: 0, tokens: 11, capacity: 10 }), "{error}");
+        let error = forward(&[vec![5], vec![6; 24]], Logits::Last);
+        assert!(matches!(error, Error::ContextOverflow { row: 1, tokens: 25, n_positions: 24 }), "{error}");
+        assert!(matches!(forward(&[vec![5]], Logits::Last), Error::Mismatch { .. }));
+        assert!(matches!(forward(&[vec![5, 6], vec![7]], Logits::LastK(2)), Error::Mismatch { .. }));
+        assert!(matches!(forward(&[vec![5], vec![7]], Logits::LastK(0)), Error::Mismatch { .. }));
+
+        assert!(matches!(cache.truncate(2, 0), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.truncate(1, 2), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.gather(&[0, 2]), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.gather(&[]), Err(Error::EmptyBatch)));
+        assert!(matches!(cache.fork(7, 1), Err(Error::Mismatch { .. })));
+        assert_eq!((cache.lens(), cache.len(9)), ([3, 1].as_slice(), 0));
+    }
+    assert!(matches!(model.cache(CacheStorage::Growing, 0, 10), Err(Error::EmptyBatch)));
+    assert!(matches!(model.cache(CacheStorage::Growing, 1, 0), Err(Error::Mismatch { .. })));
+    assert!(matches!(model.cache(CacheStorage::Preallocated, 1, 25), Err(Error::Mismatch { .. })));
+    let error = model.cache(CacheStorage::Preallocated, usize::MAX / 8, 24).unwrap_err();
+    assert!(matches!(error, Error::Mismatch { .. }));
+}
+
+#[test]
+fn a_cache_of_another_model_is_refused() {
+    let model = random_model(small_config());
+    let other = random_model(gpt2_burn::Gpt2Config { n_layer: 3, ..small_config() });
+    let mut cache = other.cache(CacheStorage::Growing, 1, 10).unwrap();
+    let tokens = TokenBatch::new(&[[1_u32]], &model).unwrap();
+    assert!(matches!(model.forward(&tokens, &mut cache, Logits::Last), Err(Error::Mismatch { .. })));
+}
+
+#[test]
+fn a_half_precision_cache_holds_nearly_the_same() {
+    let model = random_model(small_config());
+    let mut cache = KvCache::new(model.config(), CacheStorage::Preallocated, 1, 20, DType::F16, &device()).unwrap();
+    let ids = [3_u32, 14, 15, 9, 26];
+    let mut last = Vec::new();
+    for id in ids {
+        last = append(&model, &mut cache, &[vec![id]], Logits::Last);
+    }
+    let exact = logits_of(&model, &ids).pop().unwrap();
+    let difference = last[0].iter().zip(&exact).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!(difference > 0.0 && difference < 2e-2, "{difference}");
+}

@@ -1,0 +1,189 @@
+//! The examples as a user runs them. `cargo test` builds them first; a run of this file alone uses what is built.
+
+mod common;
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+
+use common::{Expected, fixture};
+use serde_json::Value;
+
+fn example(name: &str) -> PathBuf {
+    let test = std::env::current_exe().unwrap();
+    let examples = test.parent().unwrap().parent().unwrap().join("examples");
+    let path = examples.join(format!("{name}{}", std::env::consts::EXE_SUFFIX));
+    assert!(path.exists(), "{} is not built: run `cargo test --release --workspace`", path.display());
+    path
+}
+
+fn run(name: &str, args: &[&str]) -> Output {
+    Command::new(example(name)).args(args).stdin(Stdio::null()).output().unwrap()
+}
+
+#[track_caller]
+fn text(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    assert!(output.status.success(), "{args:?}: {}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap()
+}
+
+#[track_caller]
+fn json(name: &str, args: &[&str]) -> Value {
+    serde_json::from_str(&text(name, &[args, &["--json"]].concat())).unwrap()
+}
+
+#[track_caller]
+fn failure(name: &str, args: &[&str]) -> String {
+    let output = run(name, args);
+    assert!(!output.status.success(), "{args:?} succeeded");
+    String::from_utf8(output.stderr).unwrap()
+}
+
+fn path(fixture_name: &str) -> String {
+    fixture(fixture_name).to_str().unwrap().to_owned()
+}
+
+fn list(ids: &[u32]) -> String {
+    ids.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[test]
+fn generate_gives_the_recorded_greedy_ids_with_every_decoder() {
+    for name in ["hf-tiny", "hf-tiny-untied"] {
+        let expected = Expected::read(&format!("{name}/expected.json"));
+        let model = path(name);
+        for decoder in [&["--decoder", "naive"][..], &["--cache", "growing"], &["--cache", "preallocated"]] {
+            let prompts: Vec<String> = expected.prompts.iter().map(|prompt| list(prompt)).collect();
+            let fixed = ["--model", &model, "--temperature", "0", "--max-new-tokens", "24"];
+            let ids = |prompts: &[String]| -> Vec<Vec<u32>> {
+                let prompts: Vec<&str> = prompts.iter().flat_map(|ids| ["--prompt-ids", ids]).collect();
+                let output = json("generate", &[&fixed[..], decoder, &prompts].concat());
+                let completions = output["completions"].as_array().unwrap();
+                completions.iter().map(|c| serde_json::from_value(c["ids"].clone()).unwrap()).collect()
+            };
+            assert_eq!(ids(&prompts), expected.greedy);
+            for (prompt, greedy) in prompts.chunks(1).zip(&expected.greedy) {
+                assert_eq!(ids(prompt), [greedy.as_slice()]);
+            }
+        }
+    }
+}
+
+#[test]
+fn generate_json_has_every_field() {
+    let model = path("hf-tiny");
+    let args = ["--model", &model, "--prompt-ids", "1,2,3", "--prompt-ids", "4", "--num-samples", "2"];
+    let output = json("generate", &[&args[..], &["--max-new-tokens", "5", "--ignore-eos"]].concat());
+    let completions = output["completions"].as_array().unwrap();
+    let order: Vec<_> = completions.iter().map(|c| (c["prompt_index"].as_u64(), c["sample"].as_u64())).collect();
+    assert_eq!(order, [(Some(0), Some(0)), (Some(0), Some(1)), (Some(1), Some(0)), (Some(1), Some(1))]);
+    assert_eq!(completions[0]["prompt_ids"], serde_json::json!([1, 2, 3]));
+    assert_eq!(completions[0]["ids"].as_array().unwrap().len(), 5);
+    assert!(completions[0]["text"].is_null());
+    assert_eq!(completions[0]["finish"], "length");
+    let stats = &output["stats"];
+    assert_eq!((stats["prompt_tokens"].as_u64(), stats["new_tokens"].as_u64()), (Some(4), Some(20)));
+    assert!(stats["prefill_seconds"].as_f64().unwrap() > 0.0 && stats["decode_seconds"].as_f64().unwrap() > 0.0);
+    // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes
+    assert_eq!(stats["kv_bytes"].as_u64(), Some(2 * 2 * 4 * 7 * 32 * 4));
+    let naive = json("generate", &["--model", &model, "--prompt-ids", "1", "--decoder", "naive"]);
+    assert_eq!(naive["stats"]["kv_bytes"].as_u64(), Some(0));
+}
+
+#[test]
+fn generate_prints_text_and_nanogpt_spellings_mean_the_same() {
+    let fixed = ["--temperature", "0", "--max-new-tokens", "20"];
+    let plain = text("generate", &[&fixed[..], &["ROMEO:"]].concat());
+    assert!(plain.starts_with("ROMEO:") && plain.len() > 20, "{plain}");
+    let folder = path("byte-shakespeare");
+    let from = format!("--init_from={folder}");
+    let spelled = ["--temperature=0", "--max_new_tokens=20", &from, "--start=ROMEO:", "--num_samples=1", "--top_k=200"];
+    assert_eq!(text("generate", &spelled), plain);
+
+    let files = tempfile::tempdir().unwrap();
+    let file = files.path().join("prompt.txt");
+    std::fs::write(&file, "ROMEO:").unwrap();
+    let start = format!("--start=FILE:{}", file.display());
+    assert_eq!(text("generate", &[&fixed[..], &[&start]].concat()), plain);
+    let file = file.to_str().unwrap();
+    assert_eq!(text("generate", &[&fixed[..], &["--prompt-file", file]].concat()), plain);
+    assert_eq!(text("generate", &[&fixed[..], &["--threads", "1", "ROMEO:"]].concat()), plain);
+
+    let lines = files.path().join("prompts.jsonl");
+    std::fs::write(&lines, "{\"prompt\": \"ROMEO:\"}\n\n{\"prompt\": \"JULIET:\\n\", \"other\": 1}\n").unwrap();
+    let two = text("generate", &[&fixed[..], &["--prompt-file", lines.to_str().unwrap()]].concat());
+    let (first, second) = two.split_once("---------------\n").unwrap();
+    assert_eq!(first, plain);
+    assert!(second.starts_with("JULIET:\n"));
+    // Nothing piped in: a line break.
+    assert_eq!(text("generate", &fixed), text("generate", &[&fixed[..], &["\n"]].concat()));
+}
+
+#[test]
+fn generate_resumes_a_nanogpt_folder_and_prints_ids_without_a_tokenizer() {
+    let out = format!("--out_dir={}", path("nanogpt-nobias"));
+    let printed = text("generate", &["--init_from=resume", &out, "--prompt-ids", "1,2", "--max_new_tokens=3"]);
+    let ids: Vec<&str> = printed.split_whitespace().collect();
+    assert_eq!(ids[..3], ["1", "2", "|"]);
+    assert_eq!(ids.len(), 6);
+}
+
+#[test]
+fn generate_stops_at_a_text() {
+    let fixed = ["ROMEO:\n", "--max-new-tokens", "80"];
+    let free = json("generate", &fixed);
+    let whole = free["completions"][0]["text"].as_str().unwrap().to_owned();
+    let stop: String = whole.chars().skip(20).take(4).collect();
+    let stopped = json("generate", &[&fixed[..], &["--stop", &stop]].concat());
+    assert_eq!(stopped["completions"][0]["text"].as_str().unwrap(), whole.split(&stop).next().unwrap());
+    assert_eq!(stopped["completions"][0]["finish"], "stop");
+}
+
+#[test]
+fn bad_input_is_one_clear_line() {
+    let tiny = path("hf-tiny");
+    let with = |args: &[&str]| failure("generate", &[&["--model", &tiny][..], args].concat());
+    for (args, part) in [
+        (&["--prompt-ids", ""][..], "prompt 0 is empty"),
+        (&["--prompt-ids", "96"], "outside the vocabulary 0..96"),
+        (&["--prompt-ids", "1", "--temperature", "nan"], "temperature"),
+        (&["--prompt-ids", "1", "--temperature", "-1"], "temperature"),
+        (&["--prompt-ids", "1", "--top-k", "0"], "top_k"),
+        (&["--prompt-ids", "1", "--top-p", "0"], "top_p"),
+        (&["--prompt-ids", "1", "--top-p", "1.5"], "top_p"),
+        (&["--prompt-ids", "1", "--device", "abacus"], "abacus"),
+        (&["--prompt-ids", "1", "--stop", "x"], "needs a tokenizer"),
+        (&["--prompt-ids", "1", "--on-context-end", "error"], "more than the model's 64 positions"),
+        (&["hello"], "needs a tokenizer"),
+    ] {
+        let message = with(args);
+        assert!(message.contains(part) && message.trim_end().lines().count() == 1, "{args:?}: {message}");
+    }
+    let long = list(&[1; 65]);
+    assert!(with(&["--prompt-ids", &long]).contains("65 tokens"));
+    assert!(failure("generate", &["--model", &path("")]).contains("no config.json"));
+    assert!(failure("generate", &["--prompt-file", &format!("{tiny}/model.safetensors")]).contains("not UTF-8"));
+    assert!(failure("perplexity", &["--prompt-ids", "1"]).contains("at least 2"));
+    assert!(failure("perplexity", &["--prompt-ids", "1,2", "--stride", "0"]).contains("stride"));
+}
+
+#[test]
+fn perplexity_is_the_recorded_loss() {
+    let expected = Expected::read("hf-tiny/expected.json");
+    for (prompt, loss) in expected.prompts.iter().zip(&expected.loss) {
+        let output = json("perplexity", &["--model", &path("hf-tiny"), "--prompt-ids", &list(prompt)]);
+        assert!((output["loss"].as_f64().unwrap() - loss).abs() < 1e-5);
+        assert!((output["perplexity"].as_f64().unwrap() - loss.exp()).abs() < 1e-2);
+        assert_eq!(output["tokens"].as_u64(), Some(prompt.len() as u64 - 1));
+        assert!(output["bytes"].is_null());
+    }
+    let file = tempfile::tempdir().unwrap();
+    let file = file.path().join("text.txt");
+    std::fs::write(&file, "To be, or not to be: that is the question.\n".repeat(8)).unwrap();
+    let args = ["--text", file.to_str().unwrap()];
+    let half = json("perplexity", &args);
+    let whole = json("perplexity", &[&args[..], &["--stride", "128"]].concat());
+    assert_eq!(half["bytes"].as_u64(), Some(43 * 8));
+    assert_eq!(half["tokens"], whole["tokens"]);
+    assert_ne!(half["loss"], whole["loss"], "the windows are others");
+}
