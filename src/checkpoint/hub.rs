@@ -113,8 +113,8 @@ mod download {
     use std::sync::{Arc, Mutex, PoisonError};
 
     use hf_hub::progress::{DownloadEvent, Progress, ProgressEvent, ProgressHandler};
-    use hf_hub::repository::{HFRepositorySync, RepoTypeModel};
-    use hf_hub::{HFClientSync, HFError};
+    use hf_hub::repository::RepoTypeModel;
+    use hf_hub::{HFClientSync, HFError, HFRepositorySync};
 
     use super::{DownloadProgress, HubId};
     use crate::{Checkpoint, Error, Result};

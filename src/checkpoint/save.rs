@@ -58,6 +58,7 @@ impl Gpt2 {
         config.extra.insert("dtype".into(), torch_name.into());
         let path = folder.join("config.json");
         std::fs::write(&path, config.to_json()).map_err(io(&path))?;
+        let permissions = std::fs::metadata(&path).map_err(io(&path))?.permissions();
 
         let entries = self.entries(dtype, options.dtype);
         let shards = split(entries, options.max_shard_bytes.unwrap_or(usize::MAX));
@@ -75,7 +76,9 @@ impl Gpt2 {
             let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
             let path = folder.join(&file);
             serialize_to_file(shard, Some(metadata), &path)
-                .map_err(|error| Error::Checkpoint { path, reason: error.to_string() })?;
+                .map_err(|error| Error::Checkpoint { path: path.clone(), reason: error.to_string() })?;
+            // It goes through a temporary file that only its owner may read.
+            std::fs::set_permissions(&path, permissions.clone()).map_err(io(&path))?;
         }
         if count > 1 {
             let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
