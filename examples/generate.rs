@@ -134,7 +134,7 @@ fn generate(args: &Args) -> Result<(), Failure> {
     let generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
     let generation = generator.generate(&request)?;
     if args.json {
-        println!("{}", as_json(&generation.finish()?));
+        writeln!(std::io::stdout(), "{}", as_json(&generation.finish()?))?;
         return Ok(());
     }
     let report = print_stream(generation, &generator, &request)?;

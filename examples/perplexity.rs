@@ -5,6 +5,7 @@
 
 mod common;
 
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -55,6 +56,7 @@ fn perplexity(args: &Args) -> Result<(), Failure> {
     bar.finish_and_clear();
 
     let bytes = text.as_ref().map(String::len);
+    let mut out = std::io::stdout().lock();
     if args.json {
         let report = json!({
             "loss": result.loss,
@@ -62,15 +64,15 @@ fn perplexity(args: &Args) -> Result<(), Failure> {
             "tokens": result.tokens,
             "bytes": bytes,
         });
-        println!("{report}");
+        writeln!(out, "{report}")?;
         return Ok(());
     }
-    println!("loss        {:.4} nats per token", result.loss);
-    println!("perplexity  {:.3}", result.perplexity());
-    println!("tokens      {}", result.tokens);
+    writeln!(out, "loss        {:.4} nats per token", result.loss)?;
+    writeln!(out, "perplexity  {:.3}", result.perplexity())?;
+    writeln!(out, "tokens      {}", result.tokens)?;
     if let Some(bytes) = bytes {
         let per_byte = result.loss * result.tokens as f64 / bytes as f64;
-        println!("bytes       {bytes} ({per_byte:.4} nats per byte)");
+        writeln!(out, "bytes       {bytes} ({per_byte:.4} nats per byte)")?;
     }
     Ok(())
 }

@@ -13,9 +13,9 @@ use crate::{Error, Result};
 /// use gpt2_burn::sampling::Sampling;
 ///
 /// let sampling = Sampling { temperature: 0.8, top_k: Some(2), ..Sampling::default() };
-/// let distribution = sampling.distribution(&[1.0, 3.0, 2.0], &[]);
+/// let distribution = sampling.distribution(&[1.0, 3.0, 2.0], &[])?;
 /// assert_eq!(distribution.ids(), [1, 2]);
-/// assert!(sampling.validate().is_ok());
+/// # Ok::<(), gpt2_burn::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
@@ -69,24 +69,31 @@ impl Sampling {
 
     /// The distribution of the next token: `logits` has one entry for each id, `previous` the ids of the text so far.
     ///
-    /// The parameters must be [valid](Self::validate), and at least one logit must be a number.
-    pub fn distribution(&self, logits: &[f32], previous: &[u32]) -> Distribution {
+    /// # Errors
+    ///
+    /// As [`validate`](Self::validate); [`Error::Mismatch`] if there is no logit, the largest is not finite, or one is
+    /// not a number.
+    pub fn distribution(&self, logits: &[f32], previous: &[u32]) -> Result<Distribution> {
+        self.validate()?;
+        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
+            return Err(Error::mismatch("logits", "numbers, the largest finite", format!("{most} as the largest")));
+        }
         let mut kept: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(id, &logit)| (id as u32, f64::from(logit))).collect();
         self.penalise(&mut kept, previous);
         if self.temperature == 0.0 {
             let best = kept.into_iter().reduce(|best, next| if next.1 > best.1 { next } else { best });
-            return Distribution { ids: best.iter().map(|best| best.0).collect(), probs: vec![1.0] };
+            return Ok(Distribution { ids: best.iter().map(|best| best.0).collect(), probs: vec![1.0] });
         }
-        kept.iter_mut().for_each(|(_, logit)| *logit /= self.temperature);
 
         let likeliest_first =
             |left: &(u32, f64), right: &(u32, f64)| right.1.total_cmp(&left.1).then(left.0.cmp(&right.0));
-        if let Some(k) = self.top_k.filter(|&k| k > 0 && k < kept.len()) {
+        if let Some(k) = self.top_k.filter(|&k| k < kept.len()) {
             kept.select_nth_unstable_by(k - 1, likeliest_first);
             kept.truncate(k);
         }
-        softmax(&mut kept);
+        softmax(&mut kept, self.temperature);
         if self.top_p < 1.0 {
             kept.sort_unstable_by(likeliest_first);
             let mut before = 0.0;
@@ -95,8 +102,7 @@ impl Sampling {
                 before += prob;
                 reached
             });
-            let count = enough.unwrap_or(kept.len());
-            kept.truncate(count);
+            kept.truncate(enough.unwrap_or(kept.len()));
         }
         if self.min_p > 0.0 {
             let most = kept.iter().map(|(_, prob)| *prob).fold(0.0, f64::max);
@@ -105,7 +111,7 @@ impl Sampling {
         kept.sort_unstable_by_key(|(id, _)| *id);
         let total: f64 = kept.iter().map(|(_, prob)| prob).sum();
         let (ids, probs) = kept.into_iter().map(|(id, prob)| (id, prob / total)).unzip();
-        Distribution { ids, probs }
+        Ok(Distribution { ids, probs })
     }
 
     fn penalise(&self, logits: &mut [(u32, f64)], previous: &[u32]) {
@@ -117,16 +123,21 @@ impl Sampling {
             let Some(seen) = seen.get_mut(id as usize) else { continue };
             if !std::mem::replace(seen, true) {
                 let logit = &mut logits[id as usize].1;
-                *logit = if *logit < 0.0 { *logit * self.repetition_penalty } else { *logit / self.repetition_penalty };
+                let penalised = match *logit < 0.0 {
+                    true => *logit * self.repetition_penalty,
+                    false => *logit / self.repetition_penalty,
+                };
+                *logit = penalised.clamp(f64::MIN, f64::MAX);
             }
         }
     }
 }
 
-/// Replaces logits by probabilities.
-fn softmax(kept: &mut [(u32, f64)]) {
+/// Replaces logits by the probabilities at a temperature above 0.
+fn softmax(kept: &mut [(u32, f64)], temperature: f64) {
     let most = kept.iter().map(|(_, logit)| *logit).fold(f64::NEG_INFINITY, f64::max);
-    kept.iter_mut().for_each(|(_, logit)| *logit = (*logit - most).exp());
+    // The difference first: a logit divided by a tiny temperature is infinite.
+    kept.iter_mut().for_each(|(_, logit)| *logit = ((*logit - most) / temperature).exp());
     let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
     kept.iter_mut().for_each(|(_, weight)| *weight /= total);
 }
@@ -231,7 +242,7 @@ mod tests {
                 min_p: case.min_p,
                 repetition_penalty: case.repetition_penalty,
             };
-            let distribution = sampling.distribution(&case.logits, &case.previous_ids);
+            let distribution = sampling.distribution(&case.logits, &case.previous_ids).unwrap();
             for (id, expected) in case.probs.iter().enumerate() {
                 let prob = distribution.prob(id as u32);
                 assert!((prob - expected).abs() < 1e-6, "case {index}, id {id}: {prob}, expected {expected}");
@@ -241,7 +252,7 @@ mod tests {
 
     #[test]
     fn greedy_takes_the_first_of_the_likeliest() {
-        let distribution = Sampling::greedy().distribution(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[]);
+        let distribution = Sampling::greedy().distribution(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[]).unwrap();
         assert_eq!(distribution.ids(), [1]);
         assert_eq!(distribution.sample(0.999), 1);
     }
@@ -269,8 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn extreme_parameters_and_logits_give_a_distribution() {
+        let tiny = Sampling { temperature: 1e-300, ..Sampling::default() };
+        assert_eq!(tiny.distribution(&[1e30, 2e30, -3e38], &[]).unwrap().probs(), [0.0, 1.0, 0.0]);
+        for repetition_penalty in [1e-300, 1e300] {
+            let sampling = Sampling { repetition_penalty, ..Sampling::default() };
+            let distribution = sampling.distribution(&[1e30, -1e30, 0.0], &[0, 1]).unwrap();
+            assert!((distribution.probs().iter().sum::<f64>() - 1.0).abs() < 1e-9);
+        }
+        for logits in [&[][..], &[f32::NAN, 1.0], &[f32::INFINITY, 1.0], &[f32::NEG_INFINITY]] {
+            assert!(matches!(Sampling::default().distribution(logits, &[]), Err(Error::Mismatch { .. })));
+        }
+    }
+
+    #[test]
     fn draws_follow_the_distribution() {
-        let distribution = Sampling::default().distribution(&[0.0, 1.0, 2.0, -1.0], &[]);
+        let distribution = Sampling::default().distribution(&[0.0, 1.0, 2.0, -1.0], &[]).unwrap();
         let draws = 40_000;
         let mut counts = [0_f64; 4];
         for position in 0..draws {
@@ -301,7 +326,7 @@ mod tests {
             at in 0.0..1.0_f64,
         ) {
             let sampling = Sampling { temperature, top_k, top_p, min_p, repetition_penalty: 1.2 };
-            let distribution = sampling.distribution(&logits, &[0, 3, 99]);
+            let distribution = sampling.distribution(&logits, &[0, 3, 99]).unwrap();
             prop_assert!((distribution.probs().iter().sum::<f64>() - 1.0).abs() < 1e-9);
             prop_assert!(distribution.ids().len() <= top_k.unwrap_or(usize::MAX));
             let id = distribution.sample(at);

@@ -76,6 +76,22 @@ impl Tokenizer {
         Ok(None)
     }
 
+    /// The tokenizer at a path: a `tokenizer.json`, or a folder as for [`find`](Self::find).
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Io`] or [`Error::Tokenizer`] if there is none or it is unusable.
+    #[cfg(feature = "files")]
+    pub fn open(path: impl AsRef<std::path::Path>) -> Result<Self> {
+        let path = path.as_ref();
+        if path.is_dir() {
+            let none =
+                || failure(&path.display().to_string(), &"neither tokenizer.json nor vocab.json with merges.txt");
+            return Self::find(path)?.ok_or_else(none);
+        }
+        Self::from_bytes(&std::fs::read(path).map_err(|source| Error::Io { path: path.to_owned(), source })?)
+    }
+
     /// Number of ids, special tokens included.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)

@@ -260,8 +260,6 @@ const KINDS: [(&str, &str, &str); 7] = [
 ];
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(60))]
-
     #[test]
     fn damaged_files_give_errors_or_models_but_never_panic(
         damages in proptest::collection::vec(damage(), 1..6),

@@ -129,6 +129,16 @@ fn generate_resumes_a_nanogpt_folder_and_prints_ids_without_a_tokenizer() {
 }
 
 #[test]
+fn a_tokenizer_can_lie_elsewhere() {
+    let (tiny, tokenizer) = (path("nanogpt-nobias"), path("byte-shakespeare"));
+    // Ids up to 95 are all that this model knows: printable characters in the byte-level vocabulary.
+    let output = json("generate", &["--model", &tiny, "--tokenizer", &tokenizer, "AB", "--max-new-tokens", "4"]);
+    assert_eq!(output["completions"][0]["prompt_ids"], serde_json::json!([32, 33]));
+    assert_eq!(output["completions"][0]["text"].as_str().unwrap().chars().count(), 4);
+    assert!(failure("generate", &["--tokenizer", &tiny, "A"]).contains("neither tokenizer.json"));
+}
+
+#[test]
 fn generate_stops_at_a_text() {
     let fixed = ["ROMEO:\n", "--max-new-tokens", "80"];
     let free = json("generate", &fixed);

@@ -4,18 +4,26 @@
 pub mod model;
 pub mod prompts;
 
+use std::process::ExitCode;
+
 /// The error of an example: its message is all that is shown.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// Runs an example: an error becomes one line on standard error and the exit status 1.
-pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> std::process::ExitCode {
+pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
     match main() {
-        Ok(()) => std::process::ExitCode::SUCCESS,
+        Ok(()) => ExitCode::SUCCESS,
+        // Whoever read the output has seen enough, as `head` does.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("error: {error}");
-            std::process::ExitCode::FAILURE
+            ExitCode::FAILURE
         }
     }
+}
+
+fn is_broken_pipe(error: &Failure) -> bool {
+    error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
 }
 
 /// A flag's value, or `off`.

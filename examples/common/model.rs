@@ -25,6 +25,9 @@ pub struct ModelArgs {
     /// Where nanoGPT's `resume` finds its checkpoint
     #[arg(long = "out_dir", alias = "out-dir", hide = true, default_value = "out")]
     out_dir: PathBuf,
+    /// A tokenizer.json, or a folder with one; default: the one that lies beside the weights
+    #[arg(long, value_name = "FILE|DIR")]
+    tokenizer: Option<PathBuf>,
     /// The device that computes
     #[arg(long, default_value = "flex")]
     pub device: String,
@@ -61,11 +64,14 @@ impl From<WeightType> for DType {
 const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/byte-shakespeare");
 
 impl ModelArgs {
-    /// Loads the model and the tokenizer that lies beside it.
+    /// Loads the model and its tokenizer.
     pub fn load(&self) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
         let device = self.device()?;
         let checkpoint = self.checkpoint()?;
-        let tokenizer = checkpoint.tokenizer()?;
+        let tokenizer = match &self.tokenizer {
+            Some(path) => Some(Tokenizer::open(path)?),
+            None => checkpoint.tokenizer()?,
+        };
         Ok((checkpoint.load(&device, self.dtype.into())?, tokenizer))
     }
 

@@ -223,12 +223,10 @@ impl<'a> Generation<'a> {
         let request = &self.request;
         let row = &mut self.rows[index];
         let (prompt_index, sample, position) = (row.prompt_index, row.sample, row.tokens.len());
-        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::NotFinite { prompt: prompt_index, sample, position });
-        }
-        let stream = request.first_stream.wrapping_add(sample as u64);
+        // The parameters have been checked: only the logits can be at fault.
         let distribution = request.sampling.distribution(logits, &row.tokens);
+        let distribution = distribution.map_err(|_| Error::NotFinite { prompt: prompt_index, sample, position })?;
+        let stream = request.first_stream.wrapping_add(sample as u64);
         let id = distribution.sample(uniform(request.seed, stream, position as u64, Purpose::Token));
         row.tokens.push(id);
         self.report.new_tokens += 1;
