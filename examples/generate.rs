@@ -130,6 +130,7 @@ fn main() -> ExitCode {
 
 fn generate(args: &Args) -> Result<(), Failure> {
     let request = args.request()?;
+    request.sampling.validate()?; // before minutes go into loading
     let (model, tokenizer) = args.model.load()?;
     let generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
     let generation = generator.generate(&request)?;

@@ -1,6 +1,7 @@
 //! [`Gpt2Config`]: the shape of a model, as Hugging Face's `config.json` writes it.
 
-use serde::{Deserialize, Serialize};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
 use crate::{Error, Result};
@@ -20,7 +21,7 @@ use crate::{Error, Result};
 /// # Ok::<(), gpt2_burn::Error>(())
 /// ```
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
+#[serde(try_from = "Map<String, Value>")]
 pub struct Gpt2Config {
     /// Entries of the vocabulary.
     pub vocab_size: usize,
@@ -52,7 +53,7 @@ pub struct Gpt2Config {
     /// Standard deviation of the initial weights.
     pub initializer_range: f64,
     /// Tokens that end a text; empty: none does.
-    #[serde(with = "token_ids")]
+    #[serde(serialize_with = "serialize_token_ids")]
     pub eos_token_id: Vec<u32>,
     /// What else the file says.
     #[serde(flatten)]
@@ -126,16 +127,8 @@ impl Gpt2Config {
     /// As [`from_json`](Self::from_json), with a name for the text in errors.
     pub(crate) fn parse(text: &str, origin: &str) -> Result<Self> {
         let syntax = |source| Error::ConfigSyntax { origin: origin.to_owned(), source };
-        let value: Value = serde_json::from_str(text).map_err(syntax)?;
-        // Said here, because serde's message for an unknown variant does not name the field.
-        let activation = value.get("activation_function").unwrap_or(&Value::Null);
-        if !activation.is_null() && serde_json::from_value::<Activation>(activation.clone()).is_err() {
-            return Err(Error::config(
-                "activation_function",
-                format!("{activation} is not known (known: gelu_new, gelu_pytorch_tanh, gelu_fast, gelu)"),
-            ));
-        }
-        let config: Self = serde_json::from_value(value).map_err(syntax)?;
+        let fields: Map<String, Value> = serde_json::from_str(text).map_err(syntax)?;
+        let config = Self::try_from(fields)?;
         config.validate()?;
         Ok(config)
     }
@@ -248,15 +241,59 @@ impl Gpt2Config {
         self.n_embd / self.n_head.max(1)
     }
 
-    /// Number of parameters; a tied head counts once.
+    /// Number of parameters, for a [valid](Self::validate) configuration; a tied head counts once.
     pub fn num_params(&self) -> usize {
+        let product = |left: usize, right: usize| left.saturating_mul(right);
+        let sum = |parts: &[usize]| parts.iter().fold(0_usize, |total, part| total.saturating_add(*part));
         let (d, inner, bias) = (self.n_embd, self.inner(), usize::from(self.bias));
-        let norm = d + bias * d;
-        let attention = d * 3 * d + bias * 3 * d + d * d + bias * d;
-        let mlp = 2 * d * inner + bias * (inner + d);
-        let head = if self.tie_word_embeddings { 0 } else { self.vocab_size * d };
-        self.vocab_size * d + self.n_positions * d + self.n_layer * (2 * norm + attention + mlp) + norm + head
+        let linear = |from: usize, to: usize| sum(&[product(from, to), bias * to]);
+        let norm = sum(&[d, bias * d]);
+        let attention = sum(&[linear(d, product(3, d)), linear(d, d)]);
+        let mlp = sum(&[linear(d, inner), linear(inner, d)]);
+        let block = sum(&[norm, attention, norm, mlp]);
+        let heads = if self.tie_word_embeddings { 1 } else { 2 };
+        let embeddings = sum(&[product(product(heads, self.vocab_size), d), product(self.n_positions, d)]);
+        sum(&[embeddings, product(self.n_layer, block), norm])
     }
+}
+
+/// Field by field, so that an error can name the field.
+impl TryFrom<Map<String, Value>> for Gpt2Config {
+    type Error = Error;
+
+    fn try_from(mut fields: Map<String, Value>) -> Result<Self> {
+        let default = Self::default();
+        let fields = &mut fields;
+        Ok(Self {
+            vocab_size: take(fields, "vocab_size", default.vocab_size)?,
+            n_positions: take(fields, "n_positions", default.n_positions)?,
+            n_embd: take(fields, "n_embd", default.n_embd)?,
+            n_layer: take(fields, "n_layer", default.n_layer)?,
+            n_head: take(fields, "n_head", default.n_head)?,
+            n_inner: take(fields, "n_inner", default.n_inner)?,
+            activation_function: take(fields, "activation_function", default.activation_function)?,
+            layer_norm_epsilon: take(fields, "layer_norm_epsilon", default.layer_norm_epsilon)?,
+            tie_word_embeddings: take(fields, "tie_word_embeddings", default.tie_word_embeddings)?,
+            bias: take(fields, "bias", default.bias)?,
+            embd_pdrop: take(fields, "embd_pdrop", default.embd_pdrop)?,
+            attn_pdrop: take(fields, "attn_pdrop", default.attn_pdrop)?,
+            resid_pdrop: take(fields, "resid_pdrop", default.resid_pdrop)?,
+            initializer_range: take(fields, "initializer_range", default.initializer_range)?,
+            eos_token_id: match take(fields, "eos_token_id", None)? {
+                None => Vec::new(),
+                Some(OneOrMany::One(id)) => vec![id],
+                Some(OneOrMany::Many(ids)) => ids,
+            },
+            extra: std::mem::take(fields),
+        })
+    }
+}
+
+/// Takes a field out of what a file says.
+fn take<T: DeserializeOwned>(fields: &mut Map<String, Value>, field: &'static str, default: T) -> Result<T> {
+    let Some(value) = fields.remove(field) else { return Ok(default) };
+    let shown = value.to_string();
+    serde_json::from_value(value).map_err(|error| Error::config(field, format!("{shown} is not usable: {error}")))
 }
 
 fn is_true(value: &bool) -> bool {
@@ -264,30 +301,18 @@ fn is_true(value: &bool) -> bool {
 }
 
 /// `eos_token_id` is absent, null, a number or a list of numbers.
-mod token_ids {
-    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+#[derive(Deserialize)]
+#[serde(untagged)]
+enum OneOrMany {
+    One(u32),
+    Many(Vec<u32>),
+}
 
-    #[derive(Deserialize)]
-    #[serde(untagged)]
-    enum OneOrMany {
-        One(u32),
-        Many(Vec<u32>),
-    }
-
-    pub fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<u32>, D::Error> {
-        Ok(match Option::<OneOrMany>::deserialize(deserializer)? {
-            None => Vec::new(),
-            Some(OneOrMany::One(id)) => vec![id],
-            Some(OneOrMany::Many(ids)) => ids,
-        })
-    }
-
-    pub fn serialize<S: Serializer>(ids: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
-        match ids {
-            [] => serializer.serialize_none(),
-            [id] => serializer.serialize_some(id),
-            many => many.serialize(serializer),
-        }
+fn serialize_token_ids<S: Serializer>(ids: &[u32], serializer: S) -> Result<S::Ok, S::Error> {
+    match ids {
+        [] => serializer.serialize_none(),
+        [id] => serializer.serialize_some(id),
+        many => many.serialize(serializer),
     }
 }
 
@@ -362,8 +387,17 @@ mod tests {
 
     #[test]
     fn text_that_is_no_config_is_an_error() {
-        for text in ["", "[]", "{", r#"{"n_embd": "wide"}"#, r#"{"n_embd": -1}"#, r#"{"eos_token_id": -1}"#] {
+        for text in ["", "[]", "{", "3"] {
             assert!(matches!(Gpt2Config::from_json(text), Err(Error::ConfigSyntax { .. })), "{text}");
+        }
+        for (text, field) in [
+            (r#"{"n_embd": "wide"}"#, "n_embd"),
+            (r#"{"n_layer": -1}"#, "n_layer"),
+            (r#"{"n_head": 18446744073709551616}"#, "n_head"),
+            (r#"{"attn_pdrop": null}"#, "attn_pdrop"),
+            (r#"{"eos_token_id": -1}"#, "eos_token_id"),
+        ] {
+            assert_eq!(field_of(text), field);
         }
     }
 }

@@ -118,7 +118,7 @@ pub enum Error {
         prompt: usize,
         /// Index of the sample of that prompt.
         sample: usize,
-        /// Position whose next token was asked for.
+        /// Position of the token that they were to give.
         position: usize,
     },
 

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 mod error;
 pub mod generate;
+mod guard;
 pub mod model;
 pub mod perplexity;
 pub mod sampling;

@@ -1,6 +1,6 @@
 //! Mean next-token cross-entropy of a text, with a sliding window.
 
-use burn::tensor::{Int, Tensor, activation};
+use burn::tensor::{DType, Int, Tensor, activation};
 
 use crate::{CacheStorage, Error, Gpt2, Result, TokenBatch};
 
@@ -35,7 +35,7 @@ impl Gpt2 {
     /// # Errors
     ///
     /// [`Error::Mismatch`] for fewer than two ids, or a stride outside `1..=n_positions`;
-    /// [`Error::TokenOutOfRange`].
+    /// [`Error::TokenOutOfRange`]; [`Error::NotFinite`] if a window's loss is no number.
     pub fn perplexity(&self, ids: &[u32], stride: usize, mut progress: impl FnMut(usize)) -> Result<Perplexity> {
         let n_positions = self.config().n_positions;
         if ids.len() < 2 {
@@ -44,12 +44,20 @@ impl Gpt2 {
         if !(1..=n_positions).contains(&stride) {
             return Err(Error::mismatch("stride", format!("1 to {n_positions} (n_positions)"), stride));
         }
+        if let Some(position) = ids.iter().position(|&id| id as usize >= self.config().vocab_size) {
+            let vocab_size = self.config().vocab_size;
+            return Err(Error::TokenOutOfRange { id: ids[position], row: 0, position, vocab_size });
+        }
         let (mut total, mut scored) = (0.0, 0);
         let last = ids.len() - 1;
         for start in (0..last).step_by(stride) {
             let end = (start + n_positions).min(last);
             if end > scored {
-                total += self.window_loss(&ids[start..end], &ids[scored + 1..end + 1])?;
+                let loss = self.window_loss(&ids[start..end], &ids[scored + 1..end + 1])?;
+                if !loss.is_finite() {
+                    return Err(Error::NotFinite { prompt: 0, sample: 0, position: end });
+                }
+                total += loss;
                 scored = end;
                 progress(scored);
             }
@@ -67,7 +75,8 @@ impl Gpt2 {
         let mut total = 0.0;
         for start in (0..targets.len()).step_by(HEAD_CHUNK) {
             let count = HEAD_CHUNK.min(targets.len() - start);
-            let logits = self.head(hidden.clone().narrow(1, first + start, count)); // [1, n, V]
+            let logits = self.head(hidden.clone().narrow(1, first + start, count))?; // [1, n, V]
+            let logits = logits.cast(DType::F32); // a sum over a vocabulary is too much for a half
             let ids: Tensor<3, Int> = wanted.ids().clone().narrow(1, start, count).reshape([1, count, 1]);
             let losses = activation::log_softmax(logits, 2).gather(2, ids); // [1, n, 1]
             let losses = losses.try_into_vec_as::<f32>();

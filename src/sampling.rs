@@ -77,7 +77,7 @@ impl Sampling {
         self.validate()?;
         let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
         if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::mismatch("logits", "numbers, the largest finite", format!("{most} as the largest")));
+            return Err(Error::mismatch("logits", "numbers, the largest of them finite", "others"));
         }
         let mut kept: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(id, &logit)| (id as u32, f64::from(logit))).collect();

@@ -1,9 +1,11 @@
 //! [`Tokenizer`]: text to token ids and back, over the `tokenizers` crate.
 
+use tokenizers::ModelWrapper;
 use tokenizers::decoders::byte_level::ByteLevel as ByteLevelDecoder;
 use tokenizers::models::bpe::{BPE, Vocab};
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
 
+use crate::guard::guarded;
 use crate::{Error, Result};
 
 /// A tokenizer, usually GPT-2's byte-level BPE.
@@ -22,8 +24,18 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] if they are none.
     pub fn from_bytes(bytes: &[u8]) -> Result<Self> {
-        let failed = |error: tokenizers::Error| failure("tokenizer.json", &error);
-        Ok(Self { inner: tokenizers::Tokenizer::from_bytes(bytes).map_err(failed)? })
+        let mut inner = run("tokenizer.json", || tokenizers::Tokenizer::from_bytes(bytes))?;
+        // They were for training somebody's batches: a prompt is neither cut nor filled up, and has one encoding.
+        let without = inner.with_truncation(None).map_err(|error| failure("tokenizer.json", &error))?;
+        without.with_padding(None);
+        if let ModelWrapper::BPE(bpe) = inner.get_model()
+            && bpe.dropout.is_some()
+        {
+            let mut bpe = bpe.clone();
+            bpe.dropout = None;
+            inner.with_model(bpe);
+        }
+        Ok(Self { inner })
     }
 
     /// GPT-2's byte-level BPE with the contents of its `vocab.json` and `merges.txt`.
@@ -103,7 +115,7 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] if the tokenizer refuses it.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>> {
-        let encoding = self.inner.encode_fast(text, false).map_err(|error| failure("encoding", &error))?;
+        let encoding = run("encoding", || self.inner.encode_fast(text, false))?;
         Ok(encoding.get_ids().to_vec())
     }
 
@@ -114,12 +126,20 @@ impl Tokenizer {
     ///
     /// [`Error::Tokenizer`] if the tokenizer refuses them.
     pub fn decode(&self, ids: &[u32]) -> Result<String> {
-        self.inner.decode(ids, true).map_err(|error| failure("decoding", &error))
+        run("decoding", || self.inner.decode(ids, true))
     }
 
     /// Decodes ids as they come.
     pub fn stream(&self) -> TextStream<'_> {
         TextStream { tokenizer: self, ids: Vec::new(), out: 0 }
+    }
+}
+
+/// Runs a part of `tokenizers`, which panics on some damaged files, and on some of what files tell its parts to do.
+fn run<T>(what: &str, work: impl FnOnce() -> tokenizers::Result<T>) -> Result<T> {
+    match guarded(work) {
+        Some(result) => result.map_err(|error| failure(what, &error)),
+        None => Err(failure(what, &"the tokenizer's own components failed")),
     }
 }
 
@@ -148,8 +168,8 @@ impl TextStream<'_> {
     pub fn push(&mut self, id: u32) -> Result<String> {
         self.ids.push(id);
         let piece = self.piece()?;
-        // Bytes that do not make a character yet are decoded as this, at the end. What really is one waits for one
-        // more id, no more.
+        // Bytes that do not make a character yet are decoded as this, at the end. What really is one, or never becomes
+        // one, waits until a text ends otherwise.
         if piece.ends_with(char::REPLACEMENT_CHARACTER) {
             return Ok(String::new());
         }
@@ -232,6 +252,51 @@ mod tests {
             assert!(matches!(result, Err(Error::Tokenizer { .. })), "{vocab} {merges}");
         }
         assert!(matches!(Tokenizer::from_bytes(b"{}"), Err(Error::Tokenizer { .. })));
+    }
+
+    /// A `tokenizer.json` over two tokens, with these fields besides.
+    fn with_fields(fields: serde_json::Value) -> Result<Tokenizer> {
+        let mut file = serde_json::json!({
+            "version": "1.0", "truncation": null, "padding": null, "added_tokens": [], "normalizer": null,
+            "pre_tokenizer": null, "post_processor": null, "decoder": null,
+            "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": null,
+                "end_of_word_suffix": null, "fuse_unk": false, "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]},
+        });
+        for (name, value) in fields.as_object().unwrap() {
+            file[name] = value.clone();
+        }
+        Tokenizer::from_bytes(file.to_string().as_bytes())
+    }
+
+    #[test]
+    fn prompts_are_neither_cut_nor_filled_up_nor_random() {
+        let truncation =
+            serde_json::json!({"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0});
+        let padding = serde_json::json!({"strategy": {"Fixed": 9}, "direction": "Right", "pad_to_multiple_of": null,
+            "pad_id": 0, "pad_type_id": 0, "pad_token": "a"});
+        let plain = with_fields(serde_json::json!({})).unwrap();
+        assert_eq!(plain.encode("abba").unwrap(), [2, 1, 0]);
+        let mut model = serde_json::json!({"type": "BPE", "dropout": 0.99, "unk_token": null,
+            "continuing_subword_prefix": null, "end_of_word_suffix": null, "fuse_unk": false,
+            "vocab": {"a": 0, "b": 1, "ab": 2}, "merges": ["a b"]});
+        model["ignore_merges"] = false.into();
+        let fields = serde_json::json!({"truncation": truncation, "padding": padding, "model": model});
+        let tokenizer = with_fields(fields).unwrap();
+        for _ in 0..20 {
+            assert_eq!(tokenizer.encode("abba").unwrap(), [2, 1, 0]);
+        }
+    }
+
+    #[test]
+    fn a_component_that_panics_is_an_error() {
+        let decoder = serde_json::json!({"type": "Sequence", "decoders": [
+            {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": false, "use_regex": false},
+            {"type": "Strip", "content": "a", "start": 1, "stop": 1}]});
+        let tokenizer = with_fields(serde_json::json!({"decoder": decoder})).unwrap();
+        assert!(matches!(tokenizer.decode(&[0]), Err(Error::Tokenizer { .. })));
+        let unknown =
+            serde_json::json!({"decoder": {"type": 3}, "pre_tokenizer": {"type": "FixedLength", "length": 0}});
+        assert!(with_fields(unknown).is_err());
     }
 
     proptest! {

@@ -249,15 +249,30 @@ impl Damage {
 }
 
 /// Files of every kind that is read, and the path that is opened then.
-const KINDS: [(&str, &str, &str); 7] = [
+const KINDS: [(&str, &str, &str); 11] = [
     ("hf-tiny", "model.safetensors", ""),
     ("hf-tiny", "config.json", ""),
     ("hf-tiny-sharded", "model.safetensors.index.json", ""),
     ("hf-tiny-bin", "pytorch_model.bin", ""),
     ("hf-tiny-untied-bin", "pytorch_model-00001-of-00002.bin", ""),
     ("nanogpt-nobias", "ckpt.pt", "ckpt.pt"),
+    ("hf-tiny-untied-bin", "pytorch_model.bin.index.json", ""),
+    ("nanogpt-nobias", "ckpt.pt", ""),
     ("byte-shakespeare", "vocab.json", ""),
+    ("byte-shakespeare", "merges.txt", ""),
+    ("byte-shakespeare", "tokenizer.json", ""),
 ];
+
+/// A `tokenizer.json` with a merge, a special token and the usual components.
+const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null,
+    "added_tokens": [{"id": 3, "content": "<|endoftext|>", "single_word": false, "lstrip": false, "rstrip": false,
+        "normalized": false, "special": true}],
+    "normalizer": null, "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": false, "trim_offsets": true,
+        "use_regex": true}, "post_processor": null,
+    "decoder": {"type": "ByteLevel", "add_prefix_space": true, "trim_offsets": true, "use_regex": true},
+    "model": {"type": "BPE", "dropout": null, "unk_token": null, "continuing_subword_prefix": "",
+        "end_of_word_suffix": "", "fuse_unk": false, "vocab": {"a": 0, "b": 1, "ab": 2, "<|endoftext|>": 3},
+        "merges": [["a", "b"]]}}"#;
 
 proptest! {
     #[test]
@@ -267,14 +282,29 @@ proptest! {
         for (name, file, open) in KINDS {
             let folder = copy(name);
             let path = folder.path().join(file);
-            let mut bytes = fs::read(&path).unwrap();
+            let mut bytes = if file == "tokenizer.json" { TOKENIZER.into() } else { fs::read(&path).unwrap() };
             damages.iter().for_each(|damage| damage.apply(&mut bytes));
             fs::write(&path, &bytes).unwrap();
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 let _ = load(&folder.path().join(open));
-                let _ = Tokenizer::find(folder.path());
+                if let Ok(Some(tokenizer)) = Tokenizer::find(folder.path()) {
+                    let _ = tokenizer.encode("abba<|endoftext|>").and_then(|ids| tokenizer.decode(&ids));
+                }
             }));
             prop_assert!(outcome.is_ok(), "{name}/{file} panicked after {damages:?}");
         }
     }
+}
+
+/// The property again where little memory can be had: an allocation that a damaged length asks for would abort.
+#[test]
+#[cfg(target_os = "linux")]
+fn damaged_files_ask_for_no_huge_allocation() {
+    let status = std::process::Command::new("sh")
+        .args(["-c", "ulimit -v 2000000 && exec \"$0\" --exact damaged_files_give_errors_or_models_but_never_panic"])
+        .arg(std::env::current_exe().unwrap())
+        .stdout(std::process::Stdio::null())
+        .status()
+        .unwrap();
+    assert!(status.success(), "a loader asked for more than 2 GB");
 }

@@ -5,7 +5,7 @@ mod common;
 use common::{STORAGES, device, logits_of, random_model, rows, small_config};
 use gpt2_burn::burn::backend::Flex;
 use gpt2_burn::burn::tensor::{DType, Tensor};
-use gpt2_burn::{CacheStorage, Error, Gpt2, KvCache, Logits, TokenBatch};
+use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch};
 use proptest::prelude::*;
 
 fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits) -> Vec<Vec<f32>> {
@@ -106,7 +106,7 @@ fn address(tensor: Tensor<4>) -> usize {
 
 #[test]
 fn a_preallocated_cache_is_written_in_place_for_900_steps() {
-    let model = random_model(gpt2_burn::Gpt2Config { n_positions: 910, ..small_config() });
+    let model = random_model(Gpt2Config { n_positions: 910, ..small_config() });
     for batch in [1, 2] {
         let mut cache = model.cache(CacheStorage::Preallocated, batch, 910).unwrap();
         // Rows of unequal length take another path than equal ones.
@@ -173,6 +173,7 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         assert!(matches!(cache.gather(&[0, 2]), Err(Error::Mismatch { .. })));
         assert!(matches!(cache.gather(&[]), Err(Error::EmptyBatch)));
         assert!(matches!(cache.fork(7, 1), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.fork(0, usize::MAX), Err(Error::Mismatch { .. })));
         assert_eq!((cache.lens(), cache.len(9)), ([3, 1].as_slice(), 0));
     }
     assert!(matches!(model.cache(CacheStorage::Growing, 0, 10), Err(Error::EmptyBatch)));
@@ -185,10 +186,29 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
 #[test]
 fn a_cache_of_another_model_is_refused() {
     let model = random_model(small_config());
-    let other = random_model(gpt2_burn::Gpt2Config { n_layer: 3, ..small_config() });
+    let other = random_model(Gpt2Config { n_layer: 3, ..small_config() });
     let mut cache = other.cache(CacheStorage::Growing, 1, 10).unwrap();
     let tokens = TokenBatch::new(&[[1_u32]], &model).unwrap();
     assert!(matches!(model.forward(&tokens, &mut cache, Logits::Last), Err(Error::Mismatch { .. })));
+}
+
+#[test]
+fn tokens_of_a_larger_vocabulary_are_refused() {
+    let (model, larger) = (random_model(small_config()), random_model(Gpt2Config { vocab_size: 70, ..small_config() }));
+    let tokens = TokenBatch::new(&[[65_u32]], &larger).unwrap();
+    let mut cache = model.cache(CacheStorage::Growing, 1, 10).unwrap();
+    assert!(matches!(model.forward(&tokens, &mut cache, Logits::Last), Err(Error::Mismatch { .. })));
+    let tokens = TokenBatch::new(&[[60_u32]], &model).unwrap();
+    let mut cache = larger.cache(CacheStorage::Growing, 1, 10).unwrap();
+    assert!(larger.forward(&tokens, &mut cache, Logits::Last).is_ok());
+}
+
+#[test]
+fn a_cache_of_integers_is_refused() {
+    for dtype in [DType::I32, DType::F64, DType::U8] {
+        let cache = KvCache::new(&small_config(), CacheStorage::Preallocated, 1, 10, dtype, &device());
+        assert!(matches!(cache, Err(Error::Device(_))), "{dtype:?}");
+    }
 }
 
 #[test]

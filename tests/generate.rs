@@ -46,7 +46,7 @@ fn decoders_give_the_same_ids_under_every_end_of_the_context() {
         let slides = on_context_end != ContextEnd::Stop;
         assert_eq!(reference.iter().all(|ids| ids.len() == 40), slides);
         for decoder in DECODERS {
-            assert_eq!(ids_of(&generator(decoder), &request), reference, "{decoder}, {on_context_end:?}");
+            assert_eq!(ids_of(&generator(decoder.clone()), &request), reference, "{decoder}, {on_context_end:?}");
         }
     }
 }
@@ -54,7 +54,7 @@ fn decoders_give_the_same_ids_under_every_end_of_the_context() {
 #[test]
 fn a_completion_does_not_depend_on_its_company() {
     for decoder in DECODERS {
-        let generator = generator(decoder);
+        let generator = generator(decoder.clone());
         let together = ids_of(&generator, &sampled(&prompts(), 3));
         for (index, prompt) in prompts().iter().enumerate() {
             let alone = ids_of(&generator, &sampled(std::slice::from_ref(prompt), 3));
@@ -83,7 +83,7 @@ fn a_row_that_ends_leaves_the_others_alone() {
     let free = ids_of(&generator(Decoder::Naive), &greedy(&prompts(), 9));
     let config = Gpt2Config { eos_token_id: vec![free[0][2]], ..small_config() };
     for decoder in DECODERS {
-        let generator = Generator::new(random_model(config.clone())).with_decoder(decoder);
+        let generator = Generator::new(random_model(config.clone())).with_decoder(decoder.clone());
         let request = GenerateRequest { stop: Stop::default(), ..greedy(&prompts(), 9) };
         let output = generator.complete(&request).unwrap();
         for (completion, free) in output.completions.iter().zip(&free) {
@@ -101,7 +101,7 @@ fn a_row_that_ends_leaves_the_others_alone() {
 fn a_request_fits_when_prompt_and_new_tokens_less_one_do() {
     let prompt = [vec![1_u32; 20]];
     for decoder in DECODERS {
-        let generator = generator(decoder);
+        let generator = generator(decoder.clone());
         let finish = |max_new_tokens, on_context_end| {
             let request = GenerateRequest { on_context_end, ..greedy(&prompt, max_new_tokens) };
             let completion = generator.complete(&request)?.completions.pop().unwrap();
@@ -141,7 +141,9 @@ fn bad_requests_are_errors() {
     assert!(matches!(outside, Error::TokenOutOfRange { id: 61, row: 1, position: 1, vocab_size: 61 }), "{outside}");
     let huge = error(greedy(&[vec![u32::MAX]], 3));
     assert!(matches!(huge, Error::TokenOutOfRange { .. }));
-    assert!(matches!(error(GenerateRequest { num_samples: 0, ..good.clone() }), Error::Mismatch { .. }));
+    for num_samples in [0, 1 << 30, usize::MAX] {
+        assert!(matches!(error(GenerateRequest { num_samples, ..good.clone() }), Error::Mismatch { .. }));
+    }
     let text = GenerateRequest { prompts: vec![Prompt::from("hello")], ..good.clone() };
     assert!(matches!(error(text), Error::NoTokenizer { .. }));
     let stop = Stop { texts: vec!["x".into()], ..Stop::default() };
@@ -250,11 +252,46 @@ fn the_cache_is_reported() {
     let config = small_config();
     let request = greedy(&prompts(), 9);
     for decoder in DECODERS {
-        let report = generator(decoder).complete(&request).unwrap().report;
+        let report = generator(decoder.clone()).complete(&request).unwrap().report;
         let tokens = 5 + 9 - 1; // of the longest row; the last token is never fed back
         let expected = if decoder == Decoder::Naive { 0 } else { 2 * config.n_layer * 3 * tokens * config.n_embd * 4 };
         assert_eq!(report.kv_bytes, expected, "{decoder}");
         assert_eq!((report.decoder, report.prompt_tokens, report.new_tokens), (decoder, 9, 27));
+    }
+}
+
+#[test]
+fn a_cache_saves_what_it_is_there_to_save() {
+    // 5 + 1 + 3 prompt tokens, computed once for both samples, and 8 of the 9 new ones of each of 6 rows.
+    let request = sampled(&prompts(), 2);
+    let computed = |decoder| generator(decoder).complete(&request).unwrap().report.computed_tokens;
+    let [naive, growing, preallocated] = DECODERS.map(computed);
+    assert_eq!((growing, preallocated), (9 + 6 * 8, 9 + 6 * 8));
+    let again: usize = (1..9).map(|new| 2 * (9 + 3 * new)).sum();
+    assert_eq!(naive, 9 + again);
+}
+
+#[test]
+fn a_row_is_not_touched_by_values_that_are_only_in_another() {
+    // Id 0 gives NaN; a row without it must not notice that another has it, or that there is room behind its end.
+    let mut model = random_model(small_config());
+    let weight = model.wte.weight.val();
+    let poison = weight.clone().narrow(0, 0, 1) * f32::NAN;
+    let model_weight = weight.slice_assign([0..1, 0..24], poison);
+    model.wte.weight = gpt2_burn::burn::module::Param::from_tensor(model_weight);
+    let clean = [vec![1_u32], vec![5, 6, 7, 8]];
+    // The head is tied, so every logit of id 0 is NaN: compare states, not logits.
+    for storage in common::STORAGES {
+        let states = |rows: &[Vec<u32>]| {
+            let mut cache = model.cache(storage, rows.len(), 10).unwrap();
+            let tokens = gpt2_burn::TokenBatch::new(rows, &model).unwrap();
+            common::rows(model.hidden_states(&tokens, &mut cache).unwrap())
+        };
+        let together = states(&clean);
+        assert!(together.iter().flatten().all(|value| value.is_finite()), "{storage:?}");
+        let with_poison = states(&[clean[1].clone(), vec![0; 4]]);
+        assert_eq!(with_poison[..4], together[4..], "{storage:?}");
+        assert!(with_poison[4].iter().any(|value| value.is_nan()));
     }
 }
 

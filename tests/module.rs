@@ -8,7 +8,7 @@ use gpt2_burn::burn::nn::loss::CrossEntropyLossConfig;
 use gpt2_burn::burn::optim::{AdamWConfig, GradientsParams};
 use gpt2_burn::burn::store::ModuleRecord;
 use gpt2_burn::burn::tensor::Tensor;
-use gpt2_burn::{CacheStorage, Gpt2, Gpt2Config, Logits, TokenBatch};
+use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, Logits, TokenBatch};
 
 fn is_send_and_sync<T: Send + Sync>(_: &T) {}
 
@@ -109,5 +109,6 @@ fn hidden_states_are_what_the_head_reads() {
     let mut cache = model.cache(CacheStorage::Growing, 1, 10).unwrap();
     let hidden = model.hidden_states(&tokens, &mut cache).unwrap();
     assert_eq!(hidden.dims(), [1, 3, 24]);
-    assert_eq!(rows(model.head(hidden)), logits_of(&model, &[1, 2, 3]));
+    assert!(matches!(model.head(hidden.clone().narrow(2, 0, 5)), Err(Error::Mismatch { .. })));
+    assert_eq!(rows(model.head(hidden).unwrap()), logits_of(&model, &[1, 2, 3]));
 }

@@ -30,7 +30,7 @@ fn greedy_ids_are_those_of_transformers_with_every_decoder_in_a_batch_and_alone(
         let expected = Expected::read(&format!("{name}/expected.json"));
         let mut model = Some(load(fixture(name)));
         for decoder in DECODERS {
-            let generator = Generator::new(model.take().unwrap()).with_decoder(decoder);
+            let generator = Generator::new(model.take().unwrap()).with_decoder(decoder.clone());
             assert_eq!(ids_of(&generator, &greedy(&expected.prompts, 24)), expected.greedy, "{name} {decoder}");
             for (prompt, ids) in expected.prompts.iter().zip(&expected.greedy) {
                 let request = greedy(std::slice::from_ref(prompt), 24);
@@ -95,6 +95,19 @@ fn a_saved_model_loads_to_the_same_function() {
             assert_eq!(again.config().eos_token_id, model.config().eos_token_id);
             assert!(again.config().bias);
         }
+    }
+}
+
+#[test]
+fn saving_again_in_another_form_leaves_nothing_of_the_old_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let (first, second) = (load(fixture("hf-tiny")), load(fixture("hf-tiny-untied")));
+    let expected = Expected::read("hf-tiny-untied/expected.json");
+    let sharded = SaveOptions { max_shard_bytes: Some(20_000), ..SaveOptions::default() };
+    for (before, after) in [(SaveOptions::default(), sharded), (sharded, SaveOptions::default())] {
+        first.save(folder.path(), before).unwrap();
+        second.save(folder.path(), after).unwrap();
+        assert_matches(&load(folder.path()), &expected, EXACT);
     }
 }
 

@@ -4,6 +4,7 @@ mod common;
 
 use common::{logits_of, random_model, small_config};
 use gpt2_burn::Error;
+use gpt2_burn::burn::module::Param;
 use gpt2_burn::sampling::log_softmax;
 
 #[test]
@@ -36,5 +37,9 @@ fn texts_and_strides_that_make_no_sense_are_errors() {
     assert!(matches!(model.perplexity(&[1], 1, |_| {}), Err(Error::Mismatch { .. })));
     assert!(matches!(model.perplexity(&[1, 2], 0, |_| {}), Err(Error::Mismatch { .. })));
     assert!(matches!(model.perplexity(&[1, 2], 25, |_| {}), Err(Error::Mismatch { .. })));
-    assert!(matches!(model.perplexity(&[1, 99], 1, |_| {}), Err(Error::TokenOutOfRange { id: 99, .. })));
+    assert!(matches!(model.perplexity(&[1, 99], 1, |_| {}), Err(Error::TokenOutOfRange { id: 99, position: 1, .. })));
+
+    let mut broken = random_model(small_config());
+    broken.ln_f.gamma = Param::from_tensor(broken.ln_f.gamma.val() * f32::NAN);
+    assert!(matches!(broken.perplexity(&[1, 2], 1, |_| {}), Err(Error::NotFinite { .. })));
 }

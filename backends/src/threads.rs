@@ -9,13 +9,22 @@ pub struct Threads {
     pool: rayon::ThreadPool,
 }
 
+/// A pool that is much wider than the machine only takes memory and time to start.
+const MOST_PER_CORE: usize = 16;
+
 impl Threads {
     /// Starts `threads` threads; 0 means one a core.
     ///
     /// # Errors
     ///
-    /// [`DeviceError::Threads`] if the system refuses.
+    /// [`DeviceError::Threads`] if there are more than 16 a core, or the system refuses.
     pub fn new(threads: usize) -> Result<Self, DeviceError> {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let most = cores.saturating_mul(MOST_PER_CORE);
+        if threads > most {
+            let reason = format!("this machine has {cores} cores, and {most} threads are the most that make sense");
+            return Err(DeviceError::Threads { threads, reason });
+        }
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
             .build()
@@ -43,5 +52,6 @@ mod tests {
         let threads = Threads::new(3).unwrap();
         assert_eq!(threads.count(), 3);
         assert_eq!(threads.install(rayon::current_num_threads), 3);
+        assert!(matches!(Threads::new(1_000_000), Err(DeviceError::Threads { threads: 1_000_000, .. })));
     }
 }

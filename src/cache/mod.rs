@@ -5,11 +5,12 @@ mod layer;
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::model::attention::Segment;
-use crate::{Error, Gpt2Config, Result};
+use crate::{Error, Gpt2, Gpt2Config, Result};
 use layer::LayerCache;
 
 /// How a cache holds its keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum CacheStorage {
     /// Buffers of a fixed capacity, written in place: nothing is allocated or moved while decoding.
     #[default]
@@ -35,8 +36,21 @@ pub struct KvCache {
     device: Device,
 }
 
+/// Checks that full rows would fit the address space: layers, heads and width of a head are the first of `shape`.
+fn check_size(shape: [usize; 4], batch: usize, capacity: usize, dtype: DType) -> Result<()> {
+    let [layers, heads, head_dim, _] = shape;
+    let bytes = [2, layers, heads, head_dim, batch, capacity, dtype.size()]
+        .iter()
+        .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
+    match bytes {
+        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
+        _ => Err(Error::mismatch("rows of the cache", "what the address space can hold", batch)),
+    }
+}
+
 /// Bytes that a cache takes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct CacheBytes {
     /// Bytes of the tokens that the rows hold: 2 x layers x width x element size for each.
     pub live: usize,
@@ -71,29 +85,16 @@ impl KvCache {
             let expected = format!("1 to {} (n_positions)", config.n_positions);
             return Err(Error::mismatch("capacity of the cache", expected, capacity));
         }
-        let bytes = [2, config.n_layer, batch, capacity, config.n_embd, dtype.size()]
-            .iter()
-            .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
-        if bytes.is_none_or(|bytes| bytes > isize::MAX as usize) {
-            return Err(Error::mismatch("size of the cache", "at most the address space", "more"));
-        }
-
         let (heads, head_dim) = (config.n_head, config.head_dim());
+        let shape = [config.n_layer, heads, head_dim, config.n_positions];
+        check_size(shape, batch, capacity, dtype)?;
         let layers = (0..config.n_layer)
             .map(|_| match storage {
                 CacheStorage::Preallocated => LayerCache::zeros([batch, heads, capacity, head_dim], dtype, device),
                 CacheStorage::Growing => LayerCache::default(),
             })
             .collect();
-        Ok(Self {
-            layers,
-            lens: vec![0; batch],
-            storage,
-            capacity,
-            shape: [config.n_layer, heads, head_dim, config.n_positions],
-            dtype,
-            device: device.clone(),
-        })
+        Ok(Self { layers, lens: vec![0; batch], storage, capacity, shape, dtype, device: device.clone() })
     }
 
     /// How keys and values are held.
@@ -163,8 +164,9 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if there is no such row.
+    /// [`Error::Mismatch`] if there is no such row, or the address space cannot hold so many.
     pub fn fork(&mut self, row: usize, times: usize) -> Result<()> {
+        check_size(self.shape, self.batch().saturating_add(times), self.capacity, self.dtype)?;
         let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
         self.gather(&rows)
     }
@@ -185,6 +187,7 @@ impl KvCache {
         if rows.iter().copied().eq(0..self.batch()) {
             return Ok(());
         }
+        check_size(self.shape, rows.len(), self.capacity, self.dtype)?;
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
         for layer in &mut self.layers {
@@ -194,8 +197,12 @@ impl KvCache {
         Ok(())
     }
 
-    /// Checks that `new_lens[b]` tokens can be appended to each row `b`, for a model of this shape.
-    pub(crate) fn check_append(&self, config: &Gpt2Config, new_lens: &[usize]) -> Result<()> {
+    /// Checks that `new_lens[b]` tokens can be appended to each row `b` by this model.
+    pub(crate) fn check_append(&self, model: &Gpt2, new_lens: &[usize]) -> Result<()> {
+        let (config, device) = (model.config(), model.device());
+        if device != self.device {
+            return Err(Error::mismatch("device of the cache", format!("{device:?}"), format!("{:?}", self.device)));
+        }
         let shape = [config.n_layer, config.n_head, config.head_dim(), config.n_positions];
         if shape != self.shape {
             let what = "[layers, heads, width of a head, positions] of the cache";

@@ -33,75 +33,72 @@ impl Checkpoint {
             return Self::open(name);
         }
         let id = HubId::parse(name)?;
-        let cached = cache_folder().and_then(|cache| id.cached(&cache));
-        if let Some(checkpoint) = cached.map(Self::open).transpose().or_else(|error| id.incomplete(error))? {
-            return Ok(checkpoint);
+        let mut error = None;
+        for snapshot in cache_folder().map(|cache| id.cached(&cache)).unwrap_or_default() {
+            match Self::open(snapshot) {
+                Ok(checkpoint) => return Ok(checkpoint),
+                Err(other) => error = error.or(Some(other)),
+            }
+        }
+        // A snapshot that lacks files is as good as none if they can be had; any other trouble with it is reported.
+        match error {
+            Some(error) if !cfg!(feature = "hub") || !matches!(error, Error::Checkpoint { .. }) => return Err(error),
+            _ => {}
         }
         id.download(name, progress)
     }
 }
 
-/// `owner/name` on the hub.
+/// `owner/name` on the hub, or the `name` alone of a model that is older than owners.
 struct HubId {
-    owner: String,
+    owner: Option<String>,
     name: String,
 }
 
 impl HubId {
-    /// The id that a name stands for; OpenAI's sizes were published before names had owners.
+    /// The id that a name stands for.
     fn parse(name: &str) -> Result<Self> {
-        let not_found = |reason: &str| Error::ModelNotFound { name: name.to_owned(), reason: reason.to_owned() };
         let is_part = |part: &str| {
             let allowed = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
             !part.is_empty() && part.bytes().all(allowed) && !part.starts_with('.') && !part.contains("..")
         };
         let (owner, model) = match name.split_once('/') {
-            Some(parts) => parts,
-            None if Gpt2Config::published(name).is_some() => ("openai-community", name),
-            None => {
-                return Err(not_found(
-                    "there is no such path, and it is neither a published size (gpt2, gpt2-medium, gpt2-large, \
-                     gpt2-xl) nor an id on the hub (owner/name)",
-                ));
-            }
+            Some((owner, model)) => (Some(owner), model),
+            None if Gpt2Config::published(name).is_some() => (Some("openai-community"), name),
+            None => (None, name),
         };
-        if !is_part(owner) || !is_part(model) {
-            return Err(not_found("there is no such path, and it cannot be an id on the hub (owner/name)"));
+        if !owner.is_none_or(is_part) || !is_part(model) {
+            return Err(Error::ModelNotFound {
+                name: name.to_owned(),
+                reason: "there is no such path, and it cannot be an id on the hub (owner/name)".to_owned(),
+            });
         }
-        Ok(Self { owner: owner.to_owned(), name: model.to_owned() })
+        Ok(Self { owner: owner.map(str::to_owned), name: model.to_owned() })
     }
 
-    /// The folder of this model's newest snapshot in the cache.
-    fn cached(&self, cache: &Path) -> Option<PathBuf> {
-        let Self { owner, name } = self;
-        let mut folders = vec![format!("models--{owner}--{name}")];
-        if owner == "openai-community" {
-            folders.push(format!("models--{name}")); // downloaded before it had an owner
-        }
-        folders.iter().find_map(|folder| {
+    /// The folders of this model's newest snapshots in the cache: by its id, and by its name alone, which is where
+    /// models went before they had owners.
+    fn cached(&self, cache: &Path) -> Vec<PathBuf> {
+        let name = &self.name;
+        let with_owner = self.owner.as_ref().map(|owner| format!("models--{owner}--{name}"));
+        let alone = Some(format!("models--{name}"));
+        let snapshot = |folder: String| {
             let repository = cache.join(folder);
             let commit = std::fs::read_to_string(repository.join("refs").join("main")).ok()?;
             let snapshot = repository.join("snapshots").join(commit.trim());
             snapshot.join("config.json").is_file().then_some(snapshot)
-        })
-    }
-
-    /// A snapshot that lacks files is as good as none; any other trouble with it is reported.
-    fn incomplete(&self, error: Error) -> Result<Option<Checkpoint>> {
-        match error {
-            Error::Checkpoint { .. } if cfg!(feature = "hub") => Ok(None),
-            other => Err(other),
-        }
+        };
+        [with_owner, alone].into_iter().flatten().filter_map(snapshot).collect()
     }
 
     #[cfg(not(feature = "hub"))]
     fn download(&self, name: &str, _progress: impl FnMut(DownloadProgress) + Send + 'static) -> Result<Checkpoint> {
-        let Self { owner, name: model } = self;
+        let id = self.owner.as_ref().map_or(self.name.clone(), |owner| format!("{owner}/{}", self.name));
         Err(Error::ModelNotFound {
             name: name.to_owned(),
             reason: format!(
-                "there is no such path, and {owner}/{model} is not in the hub's local cache; build with \
-                 `--features hub` to download it, or fetch it with `huggingface-cli download {owner}/{model}`"
+                "there is no such path, and {id} is not in the hub's local cache; build with `--features hub` to \
+                 download it, or fetch it with `huggingface-cli download {id}`"
             ),
         })
     }
@@ -116,6 +113,7 @@ mod download {
     use hf_hub::repository::RepoTypeModel;
     use hf_hub::{HFClientSync, HFError, HFRepositorySync};
 
+    use super::super::shards::Index;
     use super::{DownloadProgress, HubId};
     use crate::{Checkpoint, Error, Result};
 
@@ -151,7 +149,8 @@ mod download {
             progress: impl FnMut(DownloadProgress) + Send + 'static,
         ) -> Result<Checkpoint> {
             let failed = |error: HFError| Error::ModelNotFound { name: name.to_owned(), reason: error.to_string() };
-            let repository = HFClientSync::new().map_err(failed)?.model(&self.owner, &self.name);
+            let owner = self.owner.as_deref().unwrap_or("");
+            let repository = HFClientSync::new().map_err(failed)?.model(owner, &self.name);
             let fetch = Fetch { repository, progress: Progress::from(Arc::new(Handler(Mutex::new(progress)))) };
 
             let config = fetch.file("config.json").map_err(failed)?.ok_or_else(|| Error::ModelNotFound {
@@ -159,10 +158,15 @@ mod download {
                 reason: "the repository has no config.json".to_owned(),
             })?;
             let folder = config.parent().unwrap_or(Path::new("")).to_owned();
-            fetch.weights().map_err(failed)?;
+            // Before the weights: an interrupted download must not look complete and lack its tokenizer.
             if fetch.file("tokenizer.json").map_err(failed)?.is_none() {
                 fetch.file("vocab.json").map_err(failed)?;
                 fetch.file("merges.txt").map_err(failed)?;
+            }
+            if let Some(index) = fetch.weights().map_err(failed)? {
+                for shard in Index::read(&index)?.files() {
+                    fetch.file(shard).map_err(failed)?;
+                }
             }
             Checkpoint::open(folder)
         }
@@ -184,32 +188,23 @@ mod download {
             }
         }
 
-        /// The first form of the weights that there is, in the order in which they are opened.
-        fn weights(&self) -> Result<(), HFError> {
+        /// Fetches the first form of the weights that there is, in the order in which they are opened; what is missing
+        /// is said when the folder is opened. Returns the index if the weights are in shards.
+        fn weights(&self) -> Result<Option<PathBuf>, HFError> {
             for (whole, index) in [
                 ("model.safetensors", "model.safetensors.index.json"),
                 ("pytorch_model.bin", "pytorch_model.bin.index.json"),
             ] {
                 if self.file(whole)?.is_some() {
-                    return Ok(());
+                    return Ok(None);
                 }
-                if let Some(index) = self.file(index)? {
-                    for shard in shards(&index) {
-                        self.file(&shard)?;
-                    }
-                    return Ok(());
+                let index = self.file(index)?;
+                if index.is_some() {
+                    return Ok(index);
                 }
             }
-            Ok(()) // opening the folder says what is missing
+            Ok(None)
         }
-    }
-
-    /// File names in an index; what is wrong with it is said when it is opened.
-    fn shards(index: &Path) -> std::collections::BTreeSet<String> {
-        let text = std::fs::read_to_string(index).unwrap_or_default();
-        let index: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-        let files = index["weight_map"].as_object().into_iter().flat_map(|map| map.values());
-        files.filter_map(|file| Some(file.as_str()?.to_owned())).collect()
     }
 }
 
@@ -229,10 +224,11 @@ mod tests {
     #[test]
     fn names_stand_for_ids() {
         let id = |name: &str| HubId::parse(name).map(|id| (id.owner, id.name)).ok();
-        let pair = |owner: &str, name: &str| Some((owner.to_owned(), name.to_owned()));
-        assert_eq!(id("gpt2-xl"), pair("openai-community", "gpt2-xl"));
-        assert_eq!(id("distilbert/distilgpt2"), pair("distilbert", "distilgpt2"));
-        for name in ["", "gpt5", "a/b/c", "../x", "a/..", "a/", "/b", "a/b c", ".a/b"] {
+        let with = |owner: &str, name: &str| Some((Some(owner.to_owned()), name.to_owned()));
+        assert_eq!(id("gpt2-xl"), with("openai-community", "gpt2-xl"));
+        assert_eq!(id("distilbert/distilgpt2"), with("distilbert", "distilgpt2"));
+        assert_eq!(id("distilgpt2"), Some((None, "distilgpt2".to_owned())));
+        for name in ["", "a/b/c", "../x", "a/..", "a/", "/b", "a/b c", ".a/b", ".."] {
             assert_eq!(id(name), None, "{name}");
         }
     }
@@ -241,7 +237,8 @@ mod tests {
     fn the_cache_is_looked_up_as_the_hub_tools_lay_it_out() {
         let cache = tempfile::tempdir().unwrap();
         let id = HubId::parse("gpt2").unwrap();
-        assert_eq!(id.cached(cache.path()), None);
+        assert!(id.cached(cache.path()).is_empty());
+        let mut expected = Vec::new();
         for folder in ["models--gpt2", "models--openai-community--gpt2"] {
             let repository = cache.path().join(folder);
             let snapshot = repository.join("snapshots").join("abc123");
@@ -249,7 +246,8 @@ mod tests {
             std::fs::create_dir_all(&snapshot).unwrap();
             std::fs::write(repository.join("refs").join("main"), "abc123\n").unwrap();
             std::fs::write(snapshot.join("config.json"), "{}").unwrap();
-            assert_eq!(id.cached(cache.path()), Some(snapshot));
+            expected.insert(0, snapshot);
+            assert_eq!(id.cached(cache.path()), expected);
         }
     }
 }

@@ -69,7 +69,7 @@ impl Checkpoint {
     /// # Errors
     ///
     /// If either is not what it should be.
-    pub fn from_bytes(config: &str, safetensors: &'static [u8]) -> Result<Self> {
+    pub fn from_bytes(config: &str, safetensors: impl AsRef<[u8]> + Send + Sync + 'static) -> Result<Self> {
         let source = safetensors::SafetensorsSource::new(Cursor::new(safetensors), "the bytes given".into())?;
         Ok(Self {
             config: Gpt2Config::from_json(config)?,

@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::Checkpoint;
 use super::names::Layout;
-use super::pytorch::{PytorchSource, damaged};
+use super::pytorch::{PytorchSource, parsed};
 use crate::{Activation, Gpt2Config, Result};
 
 /// The constructor arguments of nanoGPT's `GPTConfig`.
@@ -30,8 +30,7 @@ fn yes() -> bool {
 
 /// Opens a nanoGPT checkpoint.
 pub fn open(path: &Path) -> Result<Checkpoint> {
-    let args: ModelArgs =
-        PytorchReader::load_config(path, Some("model_args")).map_err(|error| damaged(path, &error))?;
+    let args: ModelArgs = parsed(path, || PytorchReader::load_config(path, Some("model_args")))?;
     let config = Gpt2Config {
         vocab_size: args.vocab_size,
         n_positions: args.block_size,

@@ -9,10 +9,11 @@ use pytorch_reader::{DType as TorchType, PytorchError, PytorchReader, Tensor};
 
 use super::element::{Stored, read_converted};
 use super::source::{TensorInfo, TensorSource};
+use crate::guard::guarded;
 use crate::{Error, Result};
 
-/// The tensors of a PyTorch file, or of one dictionary in it. Only float tensors with a shape that the file can hold
-/// are kept: a view can claim any size, and optimizer counters are no weights.
+/// The tensors of a PyTorch file, or of one dictionary in it. Their shapes are only claims: a view can repeat a few
+/// stored elements any number of times, so what is read is compared with the model and the file's length before.
 pub struct PytorchSource {
     path: PathBuf,
     tensors: HashMap<String, Tensor>,
@@ -24,18 +25,22 @@ impl PytorchSource {
     pub fn open(path: &Path, key: Option<&str>) -> Result<Self> {
         let io = |source| Error::Io { path: path.to_owned(), source };
         let length = std::fs::metadata(path).map_err(io)?.len();
-        let reader = match key {
+        let tensors = parsed(path, || match key {
             Some(key) => PytorchReader::with_top_level_key(path, key),
             None => PytorchReader::new(path),
-        };
-        let tensors = reader.map_err(|error| damaged(path, &error))?.into_tensors();
+        })?
+        .into_tensors();
         Ok(Self { path: path.to_owned(), tensors, length })
     }
 }
 
-/// An error of the reader, as one of ours.
-pub fn damaged(path: &Path, error: &PytorchError) -> Error {
-    Error::Checkpoint { path: path.to_owned(), reason: format!("not a usable PyTorch file: {error}") }
+/// What the reader makes of the file at `path`, its failures as errors of ours.
+pub fn parsed<T>(path: &Path, read: impl FnOnce() -> Result<T, PytorchError>) -> Result<T> {
+    let damaged = |reason: &str| Error::Checkpoint {
+        path: path.to_owned(),
+        reason: format!("not a usable PyTorch file: {reason}"),
+    };
+    guarded(read).ok_or_else(|| damaged("the reader failed"))?.map_err(|error| damaged(&error.to_string()))
 }
 
 impl TensorSource for PytorchSource {
@@ -48,10 +53,16 @@ impl TensorSource for PytorchSource {
         let missing = || Error::Tensors(vec![format!("`{name}` is missing")]);
         let tensor = self.tensors.get(name).ok_or_else(missing)?;
         let io = |source| Error::Io { path: self.path.clone(), source };
-        let bytes = tensor.read().map_err(io)?;
+        let bytes = parsed(&self.path, || Ok(tensor.read()))?.map_err(io)?;
         let mut bytes = bytes.as_slice();
-        read_converted(stored(tensor.dtype()), tensor.num_elements(), tensor.shape(), dtype, |chunk| {
-            bytes.read_exact(chunk).map_err(io)
+        let stored = stored(tensor.dtype());
+        read_converted(stored, tensor.num_elements(), tensor.shape(), dtype, |chunk| {
+            bytes.read_exact(chunk).map_err(io)?;
+            if cfg!(target_endian = "big") {
+                // The reader gives this machine's byte order, the conversion expects the files'.
+                chunk.chunks_exact_mut(stored.size()).for_each(<[u8]>::reverse);
+            }
+            Ok(())
         })
     }
 

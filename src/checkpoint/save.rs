@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use burn::module::{Module, ModuleVisitor, Param};
@@ -56,7 +57,14 @@ impl Gpt2 {
         config.bias = true;
         config.extra.remove("torch_dtype");
         config.extra.insert("dtype".into(), torch_name.into());
-        let path = folder.join("config.json");
+        // What is there is no checkpoint until its last file is written: old weights must not meet a new config.
+        for stale in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
+            match std::fs::remove_file(folder.join(stale)) {
+                Err(source) if source.kind() != ErrorKind::NotFound => return Err(io(&folder.join(stale))(source)),
+                _ => {}
+            }
+        }
+        let path = folder.join("config.json.partial");
         std::fs::write(&path, config.to_json()).map_err(io(&path))?;
         let permissions = std::fs::metadata(&path).map_err(io(&path))?.permissions();
 
@@ -86,7 +94,8 @@ impl Gpt2 {
             let text = serde_json::to_string_pretty(&index).expect("an index holds only JSON values");
             std::fs::write(&path, text).map_err(io(&path))?;
         }
-        Ok(())
+        let (partial, whole) = (folder.join("config.json.partial"), folder.join("config.json"));
+        std::fs::rename(&partial, &whole).map_err(io(&whole))
     }
 
     /// Every tensor of the file, in the module's order; read from the device only when it is written.

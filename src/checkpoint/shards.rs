@@ -9,11 +9,33 @@ use serde::Deserialize;
 use super::source::{TensorInfo, TensorSource};
 use crate::{Error, Result};
 
-/// The part of `*.index.json` that is needed.
+/// Which file holds which tensor: the part of `*.index.json` that is needed.
 #[derive(Deserialize)]
-struct Index {
-    /// Tensor name to file name.
+pub struct Index {
+    /// Tensor name to file name; the files lie beside the index.
     weight_map: BTreeMap<String, String>,
+}
+
+impl Index {
+    /// Reads an index. A file name that leads out of the folder is refused, before anything is done with it.
+    pub fn read(path: &Path) -> Result<Self> {
+        let damaged = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
+        let text = super::files::read_text(path)?;
+        let index: Self =
+            serde_json::from_str(&text).map_err(|error| damaged(format!("not an index of shards: {error}")))?;
+        if index.weight_map.is_empty() {
+            return Err(damaged("the index names no tensor".into()));
+        }
+        if let Some(file) = index.files().find(|file| !is_plain_file_name(file)) {
+            return Err(damaged(format!("the shard name `{file}` leads out of the folder")));
+        }
+        Ok(index)
+    }
+
+    /// The names of the files, each as often as it is named.
+    pub fn files(&self) -> impl Iterator<Item = &str> {
+        self.weight_map.values().map(String::as_str)
+    }
 }
 
 /// Several files as one source.
@@ -24,25 +46,16 @@ pub struct ShardedSource {
 }
 
 impl ShardedSource {
-    /// Opens the shards that `index` names with `open`. They lie beside it: a name that leads elsewhere is refused.
+    /// Opens the shards that `index` names with `open`.
     pub fn open(index: &Path, open: impl Fn(&Path) -> Result<Box<dyn TensorSource>>) -> Result<Self> {
-        let damaged = |reason: String| Error::Checkpoint { path: index.to_owned(), reason };
-        let text = super::files::read_text(index)?;
-        let Index { weight_map } =
-            serde_json::from_str(&text).map_err(|error| damaged(format!("not an index of shards: {error}")))?;
-        if weight_map.is_empty() {
-            return Err(damaged("the index names no tensor".into()));
-        }
-
         let folder = index.parent().unwrap_or(Path::new(""));
+        let damaged = |reason: String| Error::Checkpoint { path: index.to_owned(), reason };
+        let index = Index::read(index)?;
         let mut shards: Vec<Box<dyn TensorSource>> = Vec::new();
         let mut position = HashMap::new();
-        for file in weight_map.values() {
+        for file in index.files() {
             if position.contains_key(file) {
                 continue;
-            }
-            if !is_plain_file_name(file) {
-                return Err(damaged(format!("the shard name `{file}` leads out of the folder")));
             }
             let path = folder.join(file);
             if !path.is_file() {
@@ -61,8 +74,8 @@ impl ShardedSource {
                 }
             }
         }
-        for (name, file) in &weight_map {
-            if holder.get(name) != position.get(file) {
+        for (name, file) in &index.weight_map {
+            if holder.get(name) != position.get(file.as_str()) {
                 problems.push(format!("`{name}` is not in the shard `{file}`, as the index says"));
             }
         }

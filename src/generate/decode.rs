@@ -5,7 +5,7 @@ use std::fmt;
 use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, Result, TokenBatch};
 
 /// How tokens are computed. Which tokens does not depend on it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decoder {
     /// The whole sequence again at each step.
@@ -35,16 +35,17 @@ pub struct Decoding<'a> {
     model: &'a Gpt2,
     /// None: naive.
     cache: Option<KvCache>,
+    computed_tokens: usize,
 }
 
 impl<'a> Decoding<'a> {
     /// For `batch` rows of up to `capacity` tokens.
-    pub fn new(model: &'a Gpt2, decoder: Decoder, batch: usize, capacity: usize) -> Result<Self> {
+    pub fn new(model: &'a Gpt2, decoder: &Decoder, batch: usize, capacity: usize) -> Result<Self> {
         let cache = match decoder {
             Decoder::Naive => None,
-            Decoder::Kv(storage) => Some(model.cache(storage, batch, capacity)?),
+            Decoder::Kv(storage) => Some(model.cache(*storage, batch, capacity)?),
         };
-        Ok(Self { model, cache })
+        Ok(Self { model, cache, computed_tokens: 0 })
     }
 
     /// Logits behind each row's window, one row after the other. What of a window is in the cache is not computed
@@ -52,13 +53,14 @@ impl<'a> Decoding<'a> {
     pub fn next_logits(&mut self, windows: &[&[u32]]) -> Result<Vec<f32>> {
         let logits = match &mut self.cache {
             Some(cache) => {
-                let new = windows.iter().enumerate().map(|(row, window)| &window[cache.len(row)..]);
-                let tokens = TokenBatch::new(&new.collect::<Vec<_>>(), self.model)?;
-                self.model.forward(&tokens, cache, Logits::Last)?
+                let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
+                self.computed_tokens += new.iter().map(|ids| ids.len()).sum::<usize>();
+                self.model.forward(&TokenBatch::new(&new, self.model)?, cache, Logits::Last)?
             }
             None => {
                 let capacity = self.model.config().n_positions;
                 let mut cache = self.model.cache(CacheStorage::Growing, windows.len(), capacity)?;
+                self.computed_tokens += windows.iter().map(|ids| ids.len()).sum::<usize>();
                 self.model.forward(&TokenBatch::new(windows, self.model)?, &mut cache, Logits::Last)?
             }
         };
@@ -73,6 +75,11 @@ impl<'a> Decoding<'a> {
     /// Forgets a row: its window begins elsewhere now.
     pub fn restart(&mut self, row: usize) -> Result<()> {
         self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, 0))
+    }
+
+    /// Tokens that have gone through the model.
+    pub fn computed_tokens(&self) -> usize {
+        self.computed_tokens
     }
 
     /// Bytes that the cache has reserved.

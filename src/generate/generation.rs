@@ -1,7 +1,8 @@
 //! [`Generation`]: the loop.
 
 use std::collections::VecDeque;
-use std::time::Instant;
+
+use web_time::Instant;
 
 use super::decode::Decoding;
 use super::text::TextTail;
@@ -65,9 +66,9 @@ impl<'a> Generation<'a> {
         let n_positions = generator.model.config().n_positions;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
-        let decoding = Decoding::new(&generator.model, generator.decoder, prompts.len(), capacity)?;
+        let decoding = Decoding::new(&generator.model, &generator.decoder, prompts.len(), capacity)?;
         let report = Report {
-            decoder: generator.decoder,
+            decoder: generator.decoder.clone(),
             prompt_tokens: prompts.iter().map(Vec::len).sum(),
             kv_bytes: decoding.kv_bytes(),
             ..Report::default()
@@ -160,6 +161,7 @@ impl<'a> Generation<'a> {
         let vocab_size = self.generator.model.config().vocab_size;
         let logits = if is_prefill { self.prefill()? } else { self.decode()? };
         self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
+        self.report.computed_tokens = self.decoding.computed_tokens();
         if is_prefill {
             self.report.prefill_seconds = started.elapsed().as_secs_f64();
             self.state = State::Decode;

@@ -83,8 +83,8 @@ impl Generator {
     }
 
     /// How tokens are computed.
-    pub fn decoder(&self) -> Decoder {
-        self.decoder
+    pub fn decoder(&self) -> &Decoder {
+        &self.decoder
     }
 
     /// Starts on a request. Nothing is computed before the first event is asked for; dropping the iterator cancels.

@@ -6,6 +6,7 @@ use super::Decoder;
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum FinishReason {
     /// It has `max_new_tokens` tokens.
     Length,
@@ -27,6 +28,7 @@ impl fmt::Display for FinishReason {
 
 /// Natural logarithms of probabilities under the model's own distribution, before any filter.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TokenLogprobs {
     /// That of the chosen token.
     pub chosen: f64,
@@ -36,6 +38,7 @@ pub struct TokenLogprobs {
 
 /// One token, as soon as it is there.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct TokenEvent {
     /// The prompt that it continues.
     pub prompt_index: usize,
@@ -54,6 +57,7 @@ pub struct TokenEvent {
 
 /// A prompt's continuation.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Completion {
     /// The prompt that it continues.
     pub prompt_index: usize,
@@ -73,6 +77,7 @@ pub struct Completion {
 
 /// All completions of a request, and what they took.
 #[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub struct Output {
     /// Ordered by prompt, then by sample.
     pub completions: Vec<Completion>,
@@ -82,6 +87,7 @@ pub struct Output {
 
 /// What a request took.
 #[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
 pub struct Report {
     /// How tokens were computed.
     pub decoder: Decoder,
@@ -89,6 +95,8 @@ pub struct Report {
     pub prompt_tokens: usize,
     /// New tokens of all completions.
     pub new_tokens: usize,
+    /// Tokens that went through the model, prompts and new ones; a cache is there to make them few.
+    pub computed_tokens: usize,
     /// Seconds from the start to the logits of every prompt's last token.
     pub prefill_seconds: f64,
     /// Seconds of everything after that: choosing tokens and computing the logits that follow them.

@@ -4,8 +4,12 @@ use super::Generator;
 use crate::sampling::Sampling;
 use crate::{Error, Result};
 
+/// More rows than any device computes at once; a slip of the keyboard should not take all memory.
+const MAX_ROWS: usize = 1 << 20;
+
 /// Where a text begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Prompt {
     /// Token ids.
     Ids(Vec<u32>),
@@ -42,6 +46,7 @@ pub struct Stop {
 
 /// What happens when a row has filled the model's positions. They are absolute, so a cache cannot slide.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum ContextEnd {
     /// The text ends, with [`FinishReason::Context`](super::FinishReason::Context).
     #[default]
@@ -108,6 +113,10 @@ impl GenerateRequest {
         }
         if self.num_samples == 0 {
             return Err(Error::mismatch("samples of each prompt", "at least 1", 0));
+        }
+        let rows = self.prompts.len().saturating_mul(self.num_samples);
+        if rows > MAX_ROWS {
+            return Err(Error::mismatch("completions (prompts x samples)", format!("at most {MAX_ROWS}"), rows));
         }
         if !self.stop.texts.is_empty() && generator.tokenizer().is_none() {
             return Err(Error::NoTokenizer { what: "a stop text" });

@@ -1,10 +1,10 @@
 //! Causal self-attention over a cache: the only attention code of the library.
 
 use burn::module::Module;
-use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, DType, Device, Tensor, activation};
 
-use super::{Span, linear};
+use super::{Linear, Span};
 use crate::Gpt2Config;
 use crate::cache::KvCache;
 
@@ -12,9 +12,9 @@ use crate::cache::KvCache;
 #[derive(Module, Debug)]
 pub struct CausalSelfAttention {
     /// Queries, keys and values at once: `[d, 3 d]`.
-    pub c_attn: Linear,
+    pub(super) c_attn: Linear,
     /// Output projection: `[d, d]`.
-    pub c_proj: Linear,
+    pub(super) c_proj: Linear,
     attn_dropout: Dropout,
     resid_dropout: Dropout,
     n_head: usize,
@@ -22,7 +22,7 @@ pub struct CausalSelfAttention {
 
 /// Keys and values of consecutive positions.
 #[derive(Clone, Debug)]
-pub struct Segment {
+pub(crate) struct Segment {
     /// `[B, H, L, D]`; B may be 1 for all rows.
     pub keys: Tensor<4>,
     /// `[B, H, L, D]`; B may be 1 for all rows.
@@ -43,8 +43,8 @@ impl CausalSelfAttention {
     pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;
         Self {
-            c_attn: linear(d, 3 * d, config.bias, config.normal(), device),
-            c_proj: linear(d, d, config.bias, config.normal_residual(), device),
+            c_attn: Linear::new([d, 3 * d], config.bias, config.normal(), device),
+            c_proj: Linear::new([d, d], config.bias, config.normal_residual(), device),
             attn_dropout: DropoutConfig::new(config.attn_pdrop).init(),
             resid_dropout: DropoutConfig::new(config.resid_pdrop).init(),
             n_head: config.n_head,
@@ -62,7 +62,7 @@ impl CausalSelfAttention {
     }
 
     /// Query, key and value, each `[B, H, T, D]`, of `[B T, d]`.
-    pub fn project(&self, x: Tensor<2>, batch: usize) -> [Tensor<4>; 3] {
+    pub(super) fn project(&self, x: Tensor<2>, batch: usize) -> [Tensor<4>; 3] {
         let [rows, width] = x.dims();
         let (time, head_dim) = (rows / batch, width / self.n_head);
         let qkv = self.c_attn.forward(x); // [B T, 3 d]
@@ -87,7 +87,7 @@ impl CausalSelfAttention {
 /// - own: `[B, H, L, D]`
 /// - hidden: `[B or 1, 1, T, L]`, true where query t may not see the own key l; none: all are visible
 /// - result: `[B, H, T, D]`
-pub fn attend(
+pub(super) fn attend(
     query: Tensor<4>,
     shared: Option<Segment>,
     own: Segment,
@@ -109,7 +109,7 @@ pub fn attend(
 }
 
 /// `q k^T / sqrt D`, `[B, H, T, L]`, with what is hidden at minus infinity.
-pub fn scores(query: Tensor<4>, keys: Tensor<4>, hidden: Option<Tensor<4, Bool>>) -> Tensor<4> {
+pub(super) fn scores(query: Tensor<4>, keys: Tensor<4>, hidden: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [_, _, _, head_dim] = query.dims();
     // Scaling the query costs T D multiplications, scaling the scores T L.
     let scores = (query / (head_dim as f64).sqrt()).matmul(keys.swap_dims(2, 3));

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, activation};
 use crate::config::Activation;
 
 /// GELU in the form that `form` names, element by element.
-pub fn gelu<const D: usize>(x: Tensor<D>, form: Activation) -> Tensor<D> {
+pub(super) fn gelu<const D: usize>(x: Tensor<D>, form: Activation) -> Tensor<D> {
     match form {
         Activation::GeluErf => activation::gelu(x),
         Activation::GeluTanh => gelu_tanh(x),

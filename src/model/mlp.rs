@@ -1,10 +1,10 @@
 //! [`Mlp`]: two linear layers with a GELU between them.
 
 use burn::module::Module;
-use burn::nn::{Dropout, DropoutConfig, Linear};
+use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 
-use super::{gelu, linear};
+use super::{Linear, gelu};
 use crate::Gpt2Config;
 use crate::config::Activation;
 
@@ -12,9 +12,9 @@ use crate::config::Activation;
 #[derive(Module, Debug)]
 pub struct Mlp {
     /// Up: `[d, inner]`.
-    pub c_fc: Linear,
+    pub(super) c_fc: Linear,
     /// Down: `[inner, d]`.
-    pub c_proj: Linear,
+    c_proj: Linear,
     dropout: Dropout,
     #[module(skip)]
     activation: Activation,
@@ -24,15 +24,15 @@ impl Mlp {
     pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
         let (d, inner) = (config.n_embd, config.inner());
         Self {
-            c_fc: linear(d, inner, config.bias, config.normal(), device),
-            c_proj: linear(inner, d, config.bias, config.normal_residual(), device),
+            c_fc: Linear::new([d, inner], config.bias, config.normal(), device),
+            c_proj: Linear::new([inner, d], config.bias, config.normal_residual(), device),
             dropout: DropoutConfig::new(config.resid_pdrop).init(),
             activation: config.activation_function,
         }
     }
 
     /// `[N, d]` to `[N, d]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         let x = gelu(self.c_fc.forward(x), self.activation); // [N, inner]
         self.dropout.forward(self.c_proj.forward(x)) // [N, d]
     }

@@ -3,23 +3,27 @@
 //! Radford et al., *Language Models are Unsupervised Multitask Learners* (2019). Fields are named as in the published
 //! checkpoints (`wte`, `wpe`, `h`, `ln_f`, `c_attn`, ...), so that a path through the module is a tensor's name.
 
-pub mod attention;
+pub(crate) mod attention;
 mod block;
 mod gelu;
+mod linear;
 mod mlp;
 mod span;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
-use burn::nn::{LayerNorm, LayerNormConfig, Linear};
+use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::cache::{CacheStorage, KvCache};
 use crate::{Error, Gpt2Config, Result};
-use attention::CausalSelfAttention;
+pub use attention::CausalSelfAttention;
 pub use block::Block;
-pub use gelu::gelu;
+use gelu::gelu;
+pub use linear::Linear;
 pub use mlp::Mlp;
 use span::Span;
 pub use tokens::TokenBatch;
@@ -47,14 +51,15 @@ pub use tokens::TokenBatch;
 pub struct Gpt2 {
     /// Token embedding, `[vocab_size, n_embd]`.
     pub wte: Embedding,
+    /// The head; none: it is the token embedding. It stands here because checkpoints are read in the order of the
+    /// fields: what is largest comes first, while there is room.
+    pub lm_head: Option<Head>,
     /// Position embedding, `[n_positions, n_embd]`.
     pub wpe: Embedding,
     /// The transformer blocks.
     pub h: Vec<Block>,
     /// Final layer norm.
     pub ln_f: LayerNorm,
-    /// The head; none: it is the token embedding.
-    pub lm_head: Option<Head>,
     drop: Dropout,
     #[module(skip)]
     config: Gpt2Config,
@@ -69,6 +74,7 @@ pub struct Head {
 
 /// For which of the new tokens logits are computed. The head is the largest matrix of a small GPT-2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub enum Logits {
     /// Each row's last new token: `[batch, 1, vocab_size]`.
     Last,
@@ -81,7 +87,7 @@ pub enum Logits {
 impl Gpt2Config {
     /// A model of this shape with GPT-2's random initialisation, in f32.
     ///
-    /// Matrices are normal with deviation `initializer_range`, those at the end of a residual branch divided by
+    /// They are drawn from the device's own generator: `device.seed(..)` makes them repeat. Matrices are normal with deviation `initializer_range`, those at the end of a residual branch divided by
     /// `sqrt(2 n_layer)`; biases are 0 and norms 1. Weights are drawn at their first use, so that loading a
     /// checkpoint draws none.
     ///
@@ -96,10 +102,10 @@ impl Gpt2Config {
             .then(|| Head { weight: self.normal().init([self.vocab_size, self.n_embd], device) });
         Ok(Gpt2 {
             wte: embedding(self.vocab_size),
+            lm_head,
             wpe: embedding(self.n_positions),
             h: (0..self.n_layer).map(|_| Block::new(self, device)).collect(),
             ln_f: self.layer_norm(device),
-            lm_head,
             drop: DropoutConfig::new(self.embd_pdrop).init(),
             config: self.clone(),
         })
@@ -117,14 +123,6 @@ impl Gpt2Config {
 
     fn layer_norm(&self, device: &Device) -> LayerNorm {
         LayerNormConfig::new(self.n_embd).with_epsilon(self.layer_norm_epsilon).with_bias(self.bias).init(device)
-    }
-}
-
-/// A linear layer with `[d_input, d_output]` weights, as GPT-2's checkpoints store them, and a bias of zeros.
-fn linear(d_input: usize, d_output: usize, bias: bool, weight: Initializer, device: &Device) -> Linear {
-    Linear {
-        weight: weight.init([d_input, d_output], device),
-        bias: bias.then(|| -> Param<Tensor<1>> { Initializer::Zeros.init([d_output], device) }),
     }
 }
 
@@ -171,7 +169,7 @@ impl Gpt2 {
     pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
         logits.check(tokens)?;
         let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
-        Ok(self.head(logits.select(hidden, tokens))) // [B, k, V]
+        self.head(logits.select(hidden, tokens)) // [B, k, V]
     }
 
     /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
@@ -181,7 +179,8 @@ impl Gpt2 {
     ///
     /// As [`forward`](Self::forward).
     pub fn hidden_states(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<Tensor<3>> {
-        cache.check_append(self.config(), tokens.new_lens())?;
+        tokens.check(self)?;
+        cache.check_append(self, tokens.new_lens())?;
         let [batch, time] = tokens.ids().dims();
         let width = self.config.n_embd;
         let span = Span::new(cache.lens(), tokens);
@@ -203,12 +202,19 @@ impl Gpt2 {
     }
 
     /// Logits `[B, k, V]` of hidden states `[B, k, d]`.
-    pub fn head(&self, hidden: Tensor<3>) -> Tensor<3> {
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] for states of another width.
+    pub fn head(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
         let [batch, time, width] = hidden.dims();
+        if width != self.config.n_embd {
+            return Err(Error::mismatch("width of the hidden states", self.config.n_embd, width));
+        }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
         let logits = hidden.matmul(weight.val().transpose()); // [B k, V]
-        logits.reshape([batch, time, self.config.vocab_size])
+        Ok(logits.reshape([batch, time, self.config.vocab_size]))
     }
 }
 

@@ -8,9 +8,11 @@ use crate::{Error, Result};
 /// The new tokens of a batch, rows of unequal length, checked once against the vocabulary.
 #[derive(Clone, Debug)]
 pub struct TokenBatch {
-    /// `[batch, T_max]`; what stands behind the end of a shorter row is never read.
+    /// `[batch, T_max]`; a shorter row is filled up with its last id, so that what is computed there is a copy of
+    /// something real and no stranger's values come near a row.
     ids: Tensor<2, Int>,
     new_lens: Vec<usize>,
+    vocab_size: usize,
 }
 
 impl TokenBatch {
@@ -27,18 +29,19 @@ impl TokenBatch {
             return Err(Error::EmptyPrompt { index });
         }
 
-        let mut padded = vec![0_i32; rows.len() * time];
-        for (row, (ids, padded)) in rows.iter().zip(padded.chunks_exact_mut(time)).enumerate() {
-            for (position, (&id, slot)) in ids.as_ref().iter().zip(padded).enumerate() {
-                // A valid vocabulary fits an i32: see `Gpt2Config::validate`.
-                *slot = i32::try_from(id)
-                    .ok()
-                    .filter(|_| (id as usize) < vocab_size)
-                    .ok_or(Error::TokenOutOfRange { id, row, position, vocab_size })?;
+        let mut padded = Vec::with_capacity(rows.len() * time);
+        for (row, ids) in rows.iter().enumerate() {
+            for (position, &id) in ids.as_ref().iter().enumerate() {
+                if id as usize >= vocab_size {
+                    return Err(Error::TokenOutOfRange { id, row, position, vocab_size });
+                }
+                padded.push(id as i32); // a valid vocabulary fits an i32: see `Gpt2Config::validate`
             }
+            let last = padded.last().copied();
+            padded.extend(std::iter::repeat_n(last, time - new_lens[row]).flatten());
         }
         let data = TensorData::new(padded, [rows.len(), time]);
-        Ok(Self { ids: Tensor::from_data(data, &model.device()), new_lens })
+        Ok(Self { ids: Tensor::from_data(data, &model.device()), new_lens, vocab_size })
     }
 
     /// The ids, `[batch, T_max]`.
@@ -49,6 +52,19 @@ impl TokenBatch {
     /// New tokens of each row.
     pub fn new_lens(&self) -> &[usize] {
         &self.new_lens
+    }
+
+    /// Checks that the ids were checked for a model like this one, and are where it is.
+    pub(super) fn check(&self, model: &Gpt2) -> Result<()> {
+        let vocab_size = model.config().vocab_size;
+        if self.vocab_size > vocab_size {
+            return Err(Error::mismatch("vocabulary of the tokens", format!("at most {vocab_size}"), self.vocab_size));
+        }
+        let (device, here) = (model.device(), self.ids.device());
+        if device != here {
+            return Err(Error::mismatch("device of the tokens", format!("{device:?}"), format!("{here:?}")));
+        }
+        Ok(())
     }
 
     /// Whether all rows are equally long.

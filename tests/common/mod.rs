@@ -30,11 +30,15 @@ pub fn fixture(name: &str) -> PathBuf {
 pub fn shared_data(name: &str) -> Option<PathBuf> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("..").join("shared").join("data").join(name);
     if !path.exists() {
-        // Not eprintln, which the test harness captures.
-        let _ = writeln!(std::io::stderr(), "SKIPPED: {name} is not in ../shared/data");
+        skipped(&format!("{name} is not in ../shared/data"));
         return None;
     }
     Some(path)
+}
+
+/// Says that a test did nothing. Not with eprintln, which the test harness captures.
+pub fn skipped(why: &str) {
+    let _ = writeln!(std::io::stderr(), "SKIPPED: {why}");
 }
 
 /// What PyTorch computed.

@@ -1,0 +1,149 @@
+//! The parts of the module one by one.
+#![cfg(all(feature = "flex", feature = "files"))]
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use burn::nn::DropoutConfig;
+use burn::tensor::{Device, TensorData};
+use safetensors::SafeTensors;
+
+use super::attention::{Segment, attend, scores};
+use super::*;
+use crate::sampling::{Purpose, uniform};
+use crate::{Activation, Checkpoint};
+use burn::tensor::activation;
+
+fn device() -> Device {
+    crate::device("flex").unwrap()
+}
+
+/// Recorded tensors by name.
+struct Recorded {
+    tensors: HashMap<String, (Vec<usize>, Vec<f32>)>,
+    checked: Vec<String>,
+}
+
+impl Recorded {
+    fn read(bytes: &[u8]) -> Self {
+        let file = SafeTensors::deserialize(bytes).unwrap();
+        let tensors = file.tensors().into_iter().map(|(name, view)| {
+            let values = view.data().as_chunks().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+            (name, (view.shape().to_vec(), values))
+        });
+        Self { tensors: tensors.collect(), checked: Vec::new() }
+    }
+
+    #[track_caller]
+    fn check<const D: usize>(&mut self, name: &str, tensor: &Tensor<D>) {
+        let (shape, expected) = &self.tensors[name];
+        let values = tensor.clone().try_into_vec_as::<f32>().unwrap();
+        assert_eq!(shape.iter().product::<usize>(), values.len(), "{name} is {shape:?}, not {:?}", tensor.dims());
+        for (index, (value, expected)) in values.iter().zip(expected).enumerate() {
+            // What is hidden is minus infinity in both.
+            let close = value == expected || (value - expected).abs() < 1e-5;
+            assert!(close, "{name}[{index}] is {value}, recorded {expected}");
+        }
+        self.checked.push(name.to_owned());
+    }
+}
+
+#[test]
+fn nano_sort_computes_every_recorded_intermediate_tensor() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data/nano-sort");
+    if !path.exists() {
+        // Not eprintln, which the test harness captures.
+        let _ = writeln!(std::io::stderr(), "SKIPPED: nano-sort is not in ../shared/data");
+        return;
+    }
+    let bytes = std::fs::read(path.join("partials.safetensors")).unwrap();
+    let mut recorded = Recorded::read(&bytes);
+    let model = Checkpoint::open(path).unwrap().load(&device(), DType::F32).unwrap();
+    let (shape, ids) = recorded.tensors["idx"].clone();
+    let [batch, time] = shape.try_into().unwrap();
+    let ids: Vec<Vec<u32>> = ids.chunks(time).map(|row| row.iter().map(|&id| id as u32).collect()).collect();
+    let tokens = TokenBatch::new(&ids, &model).unwrap();
+    recorded.check("idx", &tokens.ids().clone().float());
+    let width = model.config().n_embd;
+
+    let token = model.wte.forward(tokens.ids().clone());
+    recorded.check("tok_emb", &token);
+    let positions = Tensor::arange(0..time as i64, &device()).reshape([1, time]);
+    let position = model.wpe.forward(positions);
+    recorded.check("pos_emb", &position);
+    let mut x = (token + position).reshape([batch * time, width]);
+    recorded.check("x", &x);
+
+    let hidden = Tensor::<2>::ones([time, time], &device()).triu(1).greater_elem(0.5).reshape([1, 1, time, time]);
+    let no_dropout = DropoutConfig::new(0.0).init();
+    for (layer, block) in model.h.iter().enumerate() {
+        let norm = block.ln_1.forward(x.clone());
+        let [q, k, v] = block.attn.project(norm.clone(), batch);
+        let scores = scores(q.clone(), k.clone(), Some(hidden.clone()));
+        let weights = activation::softmax(scores.clone(), 3);
+        let segment = Segment { keys: k.clone(), values: v.clone() };
+        let y = attend(q.clone(), None, segment, Some(hidden.clone()), &no_dropout);
+        let y = y.swap_dims(1, 2).reshape([batch * time, width]);
+        let projected = block.attn.c_proj.forward(y.clone());
+        let after_attention = x.clone() + projected.clone();
+        let norm_2 = block.ln_2.forward(after_attention.clone());
+        let up = block.mlp.c_fc.forward(norm_2.clone());
+        let active = gelu(up.clone(), Activation::GeluTanh);
+        let mlp = block.mlp.forward(norm_2.clone());
+        x = after_attention.clone() + mlp.clone();
+        recorded.check(&format!("block{layer}"), &x);
+        if layer == 0 {
+            recorded.check("ln1", &norm);
+            recorded.check("qkv", &block.attn.c_attn.forward(norm));
+            recorded.check("q", &q);
+            recorded.check("k", &k);
+            recorded.check("v", &v);
+            recorded.check("att", &scores);
+            recorded.check("attSm", &weights);
+            recorded.check("y", &y);
+            recorded.check("yProj", &projected);
+            recorded.check("attnResid", &after_attention);
+            recorded.check("ln2", &norm_2);
+            recorded.check("fc", &up);
+            recorded.check("gelu", &active);
+            recorded.check("mlp", &mlp);
+            recorded.check("mlpResid", &x);
+        }
+    }
+    recorded.check("ln_f", &model.ln_f.forward(x));
+    let mut cache = model.cache(CacheStorage::Preallocated, batch, time).unwrap();
+    let logits = model.forward(&tokens, &mut cache, Logits::All).unwrap();
+    recorded.check("lm_head", &logits);
+    recorded.check("probs", &activation::softmax(logits, 2));
+
+    let mut left: Vec<_> = recorded.tensors.keys().filter(|name| !recorded.checked.contains(name)).collect();
+    left.sort_unstable();
+    assert!(left.is_empty(), "recorded, and not checked: {left:?}");
+}
+
+#[test]
+fn two_segments_attend_as_one() {
+    let (batch, heads, time, shared, own, width) = (2, 3, 4, 5, 7, 8);
+    let random = |seed: u64, shape: [usize; 4]| {
+        let value = |index| uniform(seed, 0, index, Purpose::Token) as f32;
+        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(value).collect();
+        Tensor::<4>::from_data(TensorData::new(values, shape), &device())
+    };
+    let query = random(1, [batch, heads, time, width]);
+    let common = Segment { keys: random(2, [1, heads, shared, width]), values: random(3, [1, heads, shared, width]) };
+    let each = Segment { keys: random(4, [batch, heads, own, width]), values: random(5, [batch, heads, own, width]) };
+    let hidden = Tensor::<2>::ones([time, own], &device()).triu(4).greater_elem(0.5).reshape([1, 1, time, own]);
+    let no_dropout = DropoutConfig::new(0.0).init();
+    let two = attend(query.clone(), Some(common.clone()), each.clone(), Some(hidden.clone()), &no_dropout);
+
+    let join =
+        |common: Tensor<4>, each: Tensor<4>| Tensor::cat(vec![common.expand([batch, heads, shared, width]), each], 2);
+    let one = Segment { keys: join(common.keys, each.keys), values: join(common.values, each.values) };
+    let seen = Tensor::<4>::zeros([1, 1, time, shared], &device()).greater_elem(0.5);
+    let one = attend(query, None, one, Some(Tensor::cat(vec![seen, hidden], 3)), &no_dropout);
+    let values = |tensor: Tensor<4>| tensor.try_into_vec_as::<f32>().unwrap();
+    for (two, one) in values(two).into_iter().zip(values(one)) {
+        assert!((two - one).abs() < 1e-6);
+    }
+}
