@@ -138,6 +138,8 @@ impl Gpt2Config {
         let mut config = self.clone();
         config.extra.entry("model_type").or_insert_with(|| "gpt2".into());
         config.extra.entry("architectures").or_insert_with(|| vec!["GPT2LMHeadModel"].into());
+        // Absent means 50256 to `transformers`, whatever the vocabulary.
+        config.extra.entry("bos_token_id").or_insert_with(|| self.eos_token_id.first().copied().into());
         serde_json::to_string_pretty(&config).expect("a config holds only JSON values")
     }
 
@@ -381,6 +383,7 @@ mod tests {
         assert_eq!(config.activation_function, Activation::GeluErf);
         assert_eq!(config.extra["task_specific_params"]["a"][1], 2.5);
         assert_eq!(Gpt2Config::from_json(&config.to_json()).unwrap().extra["summary_type"], "cls_index");
+        assert_eq!(Gpt2Config::from_json(&config.to_json()).unwrap().extra["bos_token_id"], 5);
         let no_bias = Gpt2Config { bias: false, ..config };
         assert!(!Gpt2Config::from_json(&no_bias.to_json()).unwrap().bias);
     }
