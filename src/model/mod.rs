@@ -87,9 +87,9 @@ pub enum Logits {
 impl Gpt2Config {
     /// A model of this shape with GPT-2's random initialisation, in f32.
     ///
-    /// They are drawn from the device's own generator: `device.seed(..)` makes them repeat. Matrices are normal with deviation `initializer_range`, those at the end of a residual branch divided by
-    /// `sqrt(2 n_layer)`; biases are 0 and norms 1. Weights are drawn at their first use, so that loading a
-    /// checkpoint draws none.
+    /// Matrices are normal with deviation `initializer_range`, those at the end of a residual branch divided by
+    /// `sqrt(2 n_layer)`; biases are 0 and norms 1. Weights are drawn from the device's own generator
+    /// (`device.seed(..)` makes them repeat) at their first use, so that loading a checkpoint draws none.
     ///
     /// # Errors
     ///
