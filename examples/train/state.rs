@@ -1,0 +1,53 @@
+//! What a run is made of, on disk and back.
+
+use std::fs;
+use std::path::Path;
+
+use gpt2_burn::Gpt2;
+use gpt2_burn::burn::module::Module;
+use gpt2_burn::burn::store::ModuleRecord;
+
+use crate::common::Failure;
+use crate::optimize::Trainer;
+
+/// A run between two steps.
+pub struct State {
+    pub model: Gpt2,
+    pub trainer: Trainer,
+    /// Steps done.
+    pub step: usize,
+}
+
+impl State {
+    /// The run that was interrupted in `folder`, or a new one.
+    pub fn resume(folder: &Path, model: Gpt2, trainer: impl Fn(&Gpt2) -> Trainer) -> Result<Self, Failure> {
+        let folder = folder.join("checkpoint");
+        if !folder.exists() {
+            let trainer = trainer(&model);
+            return Ok(Self { model, trainer, step: 0 });
+        }
+        let model = model.load_record(ModuleRecord::load(folder.join("model.bpk"))?);
+        // The record brings its own parameter ids, by which the trainer knows what to decay.
+        let mut trainer = trainer(&model);
+        trainer.optimizer = trainer.optimizer.load(folder.join("optimizer.bpk"))?;
+        let step = fs::read_to_string(folder.join("step"))?.trim().parse()?;
+        Ok(Self { model, trainer, step })
+    }
+
+    /// Writes the run so that there is a whole one at any moment.
+    pub fn save(&self, folder: &Path) -> Result<(), Failure> {
+        let (new, old) = (folder.join("checkpoint.new"), folder.join("checkpoint"));
+        if new.exists() {
+            fs::remove_dir_all(&new)?;
+        }
+        fs::create_dir_all(&new)?;
+        self.model.clone().into_record().save(new.join("model.bpk"))?;
+        self.trainer.optimizer.save(new.join("optimizer.bpk"))?;
+        fs::write(new.join("step"), self.step.to_string())?;
+        if old.exists() {
+            fs::remove_dir_all(&old)?;
+        }
+        fs::rename(new, old)?;
+        Ok(())
+    }
+}

@@ -1,0 +1,82 @@
+//! Training repeats, and goes on where it was interrupted. `cargo test` builds the example first.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+mod common;
+
+use common::{device, greedy, ids_of};
+use gpt2_burn::Checkpoint;
+use gpt2_burn::burn::tensor::DType;
+use gpt2_burn::generate::Generator;
+use serde_json::Value;
+
+/// Text with something to learn in it.
+fn text(folder: &Path) -> PathBuf {
+    let lines = (0..400).map(|n| format!("ROMEO: number {n} is {} and not {}.\n", n % 7, n % 11));
+    let path = folder.join("text.txt");
+    fs::write(&path, lines.collect::<String>()).unwrap();
+    path
+}
+
+fn train(text: &Path, out: &Path, more: &[&str]) {
+    let examples = std::env::current_exe().unwrap();
+    let examples = examples.parent().unwrap().parent().unwrap().join("examples");
+    let small = "--n-layer 2 --n-head 2 --n-embd 16 --n-positions 16 --vocab-size 270 --batch-size 4 --steps 50 \
+        --warmup 5 --attention-dropout 0.1 --learning-rate 0.01 --eval-interval 25 --checkpoint-interval 10";
+    let output = Command::new(examples.join(format!("train{}", std::env::consts::EXE_SUFFIX)))
+        .args(small.split_whitespace())
+        .args([Path::new("--text"), text, Path::new("--out"), out])
+        .args(more)
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+}
+
+fn log(out: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(out.join("log.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+#[test]
+fn a_run_repeats_and_an_interrupted_one_equals_one_that_was_not() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let [whole, again, paused] = ["whole", "again", "paused"].map(|name| folder.path().join(name));
+    train(&text, &whole, &[]);
+    train(&text, &again, &[]);
+    train(&text, &paused, &["--pause-at", "23"]);
+    assert_eq!(log(&paused).len(), 23);
+    train(&text, &paused, &[]);
+
+    let expected = log(&whole);
+    assert_eq!(expected.len(), 50);
+    assert_eq!(log(&again), expected);
+    assert_eq!(log(&paused), expected);
+    let loss = |step: usize| expected[step]["loss"].as_f64().unwrap();
+    assert!(loss(49) < 0.8 * loss(0), "{} became {}", loss(0), loss(49));
+    assert!(expected[49]["validation_nats_per_byte"].as_f64().unwrap() > 0.0);
+    for run in [&again, &paused] {
+        assert_eq!(
+            fs::read(run.join("model.safetensors")).unwrap(),
+            fs::read(whole.join("model.safetensors")).unwrap()
+        );
+    }
+}
+
+#[test]
+fn a_draft_learns_to_agree_with_its_target() {
+    let folder = tempfile::tempdir().unwrap();
+    let text = text(folder.path());
+    let [target, draft] = ["target", "draft"].map(|name| folder.path().join(name));
+    train(&text, &target, &[]);
+    train(&text, &draft, &["--n-layer", "1", "--distill", target.to_str().unwrap()]);
+    let losses = log(&draft);
+    assert!(losses[49]["loss"].as_f64().unwrap() < losses[0]["loss"].as_f64().unwrap());
+    let checkpoint = Checkpoint::open(&draft).unwrap();
+    let tokenizer = checkpoint.tokenizer().unwrap().unwrap();
+    assert_eq!(checkpoint.config.n_layer, 1);
+    let generator = Generator::new(checkpoint.load(&device(), DType::F32).unwrap());
+    assert_eq!(ids_of(&generator, &greedy(&[tokenizer.encode("ROMEO").unwrap()], 5))[0].len(), 5);
+}
