@@ -108,7 +108,20 @@ fn saving_again_in_another_form_leaves_nothing_of_the_old_one() {
         first.save(folder.path(), before).unwrap();
         second.save(folder.path(), after).unwrap();
         assert_matches(&load(folder.path()), &expected, EXACT);
+        assert!(!folder.path().join(".saving").exists());
     }
+}
+
+#[test]
+fn a_save_that_fails_leaves_the_old_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let expected = Expected::read("hf-tiny/expected.json");
+    load(fixture("hf-tiny")).save(folder.path(), SaveOptions::default()).unwrap();
+    // A folder where the weights are to be put together: they cannot be written.
+    std::fs::create_dir_all(folder.path().join(".saving").join("model.safetensors").join("x")).unwrap();
+    let other = load(fixture("hf-tiny-untied"));
+    assert!(other.save(folder.path(), SaveOptions::default()).is_err());
+    assert_matches(&load(folder.path()), &expected, EXACT);
 }
 
 #[test]

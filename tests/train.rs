@@ -48,6 +48,11 @@ fn a_run_repeats_and_an_interrupted_one_equals_one_that_was_not() {
     train(&text, &again, &[]);
     train(&text, &paused, &["--pause-at", "23"]);
     assert_eq!(log(&paused).len(), 23);
+    // As if it had gone on and been killed: a step after the checkpoint, and killed again between two renames.
+    let mut steps = fs::read_to_string(paused.join("log.jsonl")).unwrap();
+    steps += "{\"step\":24,\"loss\":0.0}\n{\"ste";
+    fs::write(paused.join("log.jsonl"), steps).unwrap();
+    fs::rename(paused.join("checkpoint"), paused.join("checkpoint.old")).unwrap();
     train(&text, &paused, &[]);
 
     let expected = log(&whole);

@@ -13,9 +13,9 @@ mod data;
 mod optimize;
 mod state;
 
-use std::fs::OpenOptions;
+use std::fs::{File, OpenOptions};
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -141,7 +141,7 @@ fn train(args: &Args) -> Result<(), Failure> {
         largest: args.learning_rate,
         smallest: args.min_learning_rate,
     };
-    let mut log = OpenOptions::new().create(true).append(true).open(args.out.join("log.jsonl"))?;
+    let mut log = open_log(&args.out.join("log.jsonl"), state.step)?;
     let bar = ProgressBar::new(args.steps as u64);
     bar.set_style(ProgressStyle::with_template("{wide_bar} step {pos}/{len}, {eta} left; {msg}")?);
 
@@ -210,6 +210,16 @@ impl Args {
             ..Gpt2Config::default()
         }
     }
+}
+
+/// The log of a run that has done `steps` steps; what an interrupted one did after its last checkpoint is done again.
+fn open_log(path: &Path, steps: usize) -> Result<File, Failure> {
+    let kept: String = match path.exists() {
+        true => read_text(path)?.split_inclusive('\n').take(steps).collect(),
+        false => String::new(),
+    };
+    std::fs::write(path, kept)?;
+    Ok(OpenOptions::new().append(true).open(path)?)
 }
 
 /// Some text of the model as it is.

@@ -10,6 +10,9 @@ use gpt2_burn::burn::store::ModuleRecord;
 use crate::common::Failure;
 use crate::optimize::Trainer;
 
+const CURRENT: &str = "checkpoint";
+const PREVIOUS: &str = "checkpoint.old";
+
 /// A run between two steps.
 pub struct State {
     pub model: Gpt2,
@@ -21,11 +24,12 @@ pub struct State {
 impl State {
     /// The run that was interrupted in `folder`, or a new one.
     pub fn resume(folder: &Path, model: Gpt2, trainer: impl Fn(&Gpt2) -> Trainer) -> Result<Self, Failure> {
-        let folder = folder.join("checkpoint");
-        if !folder.exists() {
+        // Between two renames there is only the one before.
+        let folders = [CURRENT, PREVIOUS].map(|name| folder.join(name));
+        let Some(folder) = folders.into_iter().find(|folder| folder.exists()) else {
             let trainer = trainer(&model);
             return Ok(Self { model, trainer, step: 0 });
-        }
+        };
         let model = model.load_record(ModuleRecord::load(folder.join("model.bpk"))?);
         // The record brings its own parameter ids, by which the trainer knows what to decay.
         let mut trainer = trainer(&model);
@@ -36,7 +40,7 @@ impl State {
 
     /// Writes the run so that there is a whole one at any moment.
     pub fn save(&self, folder: &Path) -> Result<(), Failure> {
-        let (new, old) = (folder.join("checkpoint.new"), folder.join("checkpoint"));
+        let [new, current, previous] = ["checkpoint.new", CURRENT, PREVIOUS].map(|name| folder.join(name));
         if new.exists() {
             fs::remove_dir_all(&new)?;
         }
@@ -44,10 +48,16 @@ impl State {
         self.model.clone().into_record().save(new.join("model.bpk"))?;
         self.trainer.optimizer.save(new.join("optimizer.bpk"))?;
         fs::write(new.join("step"), self.step.to_string())?;
-        if old.exists() {
-            fs::remove_dir_all(&old)?;
+        if current.exists() {
+            if previous.exists() {
+                fs::remove_dir_all(&previous)?;
+            }
+            fs::rename(&current, &previous)?;
         }
-        fs::rename(new, old)?;
+        fs::rename(new, current)?;
+        if previous.exists() {
+            fs::remove_dir_all(previous)?;
+        }
         Ok(())
     }
 }

@@ -76,12 +76,13 @@ impl HubId {
         Ok(Self { owner: owner.map(str::to_owned), name: model.to_owned() })
     }
 
-    /// The folders of this model's newest snapshots in the cache: by its id, and by its name alone, which is where
-    /// models went before they had owners.
+    /// The folders of this model's newest snapshots in the cache: by its id, and for OpenAI's by the name alone, which
+    /// is where they went before they had an owner. Nobody else's `gpt2` is that one.
     fn cached(&self, cache: &Path) -> Vec<PathBuf> {
         let name = &self.name;
         let with_owner = self.owner.as_ref().map(|owner| format!("models--{owner}--{name}"));
-        let alone = Some(format!("models--{name}"));
+        let is_alone = self.owner.as_deref().is_none_or(|owner| owner == "openai-community");
+        let alone = is_alone.then(|| format!("models--{name}"));
         let snapshot = |folder: String| {
             let repository = cache.join(folder);
             let commit = std::fs::read_to_string(repository.join("refs").join("main")).ok()?;
@@ -249,5 +250,6 @@ mod tests {
             expected.insert(0, snapshot);
             assert_eq!(id.cached(cache.path()), expected);
         }
+        assert!(HubId::parse("somebody/gpt2").unwrap().cached(cache.path()).is_empty());
     }
 }

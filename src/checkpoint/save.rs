@@ -1,7 +1,7 @@
 //! A module into a Hugging Face folder.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io::ErrorKind;
 use std::path::Path;
 
@@ -12,6 +12,11 @@ use serde_json::json;
 
 use super::names::{HEAD, of_path};
 use crate::{Error, Gpt2, Result};
+
+const WHOLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+/// Where a checkpoint is put together, in the folder that it is for.
+const STAGING: &str = ".saving";
 
 /// How a model is written.
 #[derive(Clone, Copy, Debug)]
@@ -31,6 +36,8 @@ impl Default for SaveOptions {
 impl Gpt2 {
     /// Writes `config.json` and `model.safetensors` (or shards with an index) to `folder`, which is made if need be,
     /// so that `transformers` and this library load the same model.
+    ///
+    /// A checkpoint that is there already is replaced; if writing fails, it is left as it was.
     ///
     /// A model without biases is written with biases of zero, because the layout has no word for it.
     ///
@@ -57,14 +64,10 @@ impl Gpt2 {
         config.bias = true;
         config.extra.remove("torch_dtype");
         config.extra.insert("dtype".into(), torch_name.into());
-        // What is there is no checkpoint until its last file is written: old weights must not meet a new config.
-        for stale in ["config.json", "model.safetensors", "model.safetensors.index.json"] {
-            match std::fs::remove_file(folder.join(stale)) {
-                Err(source) if source.kind() != ErrorKind::NotFound => return Err(io(&folder.join(stale))(source)),
-                _ => {}
-            }
-        }
-        let path = folder.join("config.json.partial");
+        // All is written beside what is there, which is replaced only when nothing can fail any more but a rename.
+        let staging = folder.join(STAGING);
+        std::fs::create_dir_all(&staging).map_err(io(&staging))?;
+        let path = staging.join("config.json");
         std::fs::write(&path, config.to_json()).map_err(io(&path))?;
         let permissions = std::fs::metadata(&path).map_err(io(&path))?.permissions();
 
@@ -74,7 +77,7 @@ impl Gpt2 {
         let (mut weight_map, mut total_size) = (BTreeMap::new(), 0);
         for (index, shard) in shards.into_iter().enumerate() {
             let file = match count {
-                1 => "model.safetensors".to_owned(),
+                1 => WHOLE.to_owned(),
                 _ => format!("model-{:05}-of-{count:05}.safetensors", index + 1),
             };
             for (name, entry) in &shard {
@@ -82,7 +85,7 @@ impl Gpt2 {
                 total_size += entry.data_len();
             }
             let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-            let path = folder.join(&file);
+            let path = staging.join(&file);
             serialize_to_file(shard, Some(metadata), &path)
                 .map_err(|error| Error::Checkpoint { path: path.clone(), reason: error.to_string() })?;
             // It goes through a temporary file that only its owner may read.
@@ -90,12 +93,25 @@ impl Gpt2 {
         }
         if count > 1 {
             let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
-            let path = folder.join("model.safetensors.index.json");
+            let path = staging.join(INDEX);
             let text = serde_json::to_string_pretty(&index).expect("an index holds only JSON values");
             std::fs::write(&path, text).map_err(io(&path))?;
         }
-        let (partial, whole) = (folder.join("config.json.partial"), folder.join("config.json"));
-        std::fs::rename(&partial, &whole).map_err(io(&whole))
+        // The config goes first and comes last: without it the folder is no checkpoint, half old and half new.
+        for stale in ["config.json", WHOLE, INDEX] {
+            let path = folder.join(stale);
+            match std::fs::remove_file(&path) {
+                Err(source) if source.kind() != ErrorKind::NotFound => return Err(io(&path)(source)),
+                _ => {}
+            }
+        }
+        let files: BTreeSet<&str> = weight_map.values().map(String::as_str).collect();
+        let index = (count > 1).then_some(INDEX);
+        for file in files.into_iter().chain(index).chain(["config.json"]) {
+            let path = folder.join(file);
+            std::fs::rename(staging.join(file), &path).map_err(io(&path))?;
+        }
+        std::fs::remove_dir_all(&staging).map_err(io(&staging))
     }
 
     /// Every tensor of the file, in the module's order; read from the device only when it is written.
