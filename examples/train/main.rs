@@ -67,7 +67,7 @@ struct Args {
     /// Dropout behind the embeddings and at the end of each residual branch
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
-    /// Dropout on the attention weights, of which there are so many that drawing for them takes a quarter of a step
+    /// Dropout on the attention weights, of which there are n_head x n_positions^2 a sequence and layer
     #[arg(long, default_value_t = 0.0)]
     attention_dropout: f64,
     /// Sequences of `n_positions` tokens in a step
