@@ -37,7 +37,6 @@ pub struct Dataset {
     training: Vec<u32>,
     validation: Vec<u32>,
     validation_bytes: usize,
-    time: usize,
     seed: u64,
 }
 
@@ -48,36 +47,34 @@ pub struct Batch {
 }
 
 impl Dataset {
-    /// Tokens of `text`, for sequences of `time`.
-    pub fn new(text: &str, tokenizer: &Tokenizer, time: usize, seed: u64) -> Result<Self, Failure> {
+    /// Tokens of `text`, for sequences of up to `longest`.
+    pub fn new(text: &str, tokenizer: &Tokenizer, longest: usize, seed: u64) -> Result<Self, Failure> {
         let (training, validation) = text.split_at(training_part(text).len());
         let dataset = Self {
             training: tokenizer.encode(training)?,
             validation: tokenizer.encode(validation)?,
             validation_bytes: validation.len(),
-            time,
             seed,
         };
-        if dataset.training.len() <= time || dataset.validation.len() < 2 {
+        if dataset.training.len() <= longest || dataset.validation.len() < 2 {
             let tokens = dataset.training.len();
-            return Err(format!("the text has {tokens} tokens to train on, more than {time} are needed").into());
+            return Err(format!("the text has {tokens} tokens to train on, more than {longest} are needed").into());
         }
         Ok(dataset)
     }
 
-    /// The batch of a step: a pure function of the seed and the step.
-    pub fn batch(&self, step: usize, size: usize) -> Batch {
-        let starts = self.training.len() - self.time;
+    /// The batch of a step, `size` sequences of `time` tokens: a pure function of the seed and the step.
+    pub fn batch(&self, step: usize, size: usize, time: usize) -> Batch {
+        let starts = self.training.len() - time;
         let start = |row: usize| {
             let at = uniform(self.seed, row as u64, step as u64, Purpose::Token);
             (at * starts as f64) as usize
         };
-        let rows = |shift: usize| (0..size).map(|row| self.cut(start(row) + shift)).collect();
+        let rows = |shift: usize| {
+            let starts = (0..size).map(|row| start(row) + shift);
+            starts.map(|start| self.training[start..start + time].to_vec()).collect()
+        };
         Batch { inputs: rows(0), targets: rows(1) }
-    }
-
-    fn cut(&self, start: usize) -> Vec<u32> {
-        self.training[start..start + self.time].to_vec()
     }
 
     /// The part that is held out.

@@ -19,6 +19,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use common::prompts::read_text;
 use common::{Failure, model::WeightType};
 use data::Dataset;
@@ -62,16 +63,22 @@ struct Args {
     #[arg(long, default_value_t = 192)]
     n_embd: usize,
     /// Positions of the context
-    #[arg(long, default_value_t = 256)]
+    #[arg(long, default_value_t = 512)]
     n_positions: usize,
+    /// Tokens of a sequence in most steps: attention costs its square (no more than --n-positions)
+    #[arg(long, default_value_t = 128, value_name = "TOKENS")]
+    sequence_length: usize,
+    /// Every so many steps the sequences are --n-positions long, as many fewer of them, so that every position is learned
+    #[arg(long, default_value_t = 5, value_name = "STEPS", value_parser = at_least_one())]
+    long_interval: usize,
     /// Dropout behind the embeddings and at the end of each residual branch
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
     /// Dropout on the attention weights, of which there are n_head x n_positions^2 a sequence and layer
     #[arg(long, default_value_t = 0.0)]
     attention_dropout: f64,
-    /// Sequences of `n_positions` tokens in a step
-    #[arg(long, default_value_t = 16)]
+    /// Sequences of --sequence-length tokens in a step
+    #[arg(long, default_value_t = 16, value_parser = at_least_one())]
     batch_size: usize,
     /// Batches to learn from
     #[arg(long, default_value_t = 3000)]
@@ -114,6 +121,10 @@ struct Args {
     save_dtype: WeightType,
 }
 
+fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..)
+}
+
 fn main() -> ExitCode {
     let args = Args::parse();
     common::run(|| match args.threads {
@@ -151,7 +162,8 @@ fn train(args: &Args) -> Result<(), Failure> {
         // Dropout draws from the device's generator: what it draws in a step depends on the step alone, so that an
         // interrupted run can be gone on with.
         autodiff.seed(args.seed ^ (step as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
-        let batch = dataset.batch(step, args.batch_size);
+        let (size, time) = args.batch_shape(step);
+        let batch = dataset.batch(step, size, time);
         let target = teacher.as_ref().map(|teacher| (teacher, args.distill_weight));
         let (model, loss) = state.trainer.step(state.model, &batch, target, schedule.learning_rate(step))?;
         state.model = model;
@@ -194,6 +206,15 @@ impl Args {
             data::train_tokenizer(data::training_part(text), self.vocab_size, &path)?;
         }
         Ok((None, Tokenizer::open(path)?))
+    }
+
+    /// Sequences of a step, and the tokens of each: about as many tokens in every step.
+    fn batch_shape(&self, step: usize) -> (usize, usize) {
+        let (size, short, long) = (self.batch_size, self.sequence_length.min(self.n_positions), self.n_positions);
+        match (step + 1).is_multiple_of(self.long_interval) {
+            true => ((size * short / long).max(1), long),
+            false => (size, short),
+        }
     }
 
     fn config(&self, vocab_size: usize) -> Gpt2Config {
