@@ -1,4 +1,4 @@
-//! Mean next-token cross-entropy of a text, with a sliding window.
+//! What a model makes of a text: its next-token cross-entropy, and how far a draft agrees with it. Both slide a window.
 
 use burn::tensor::{DType, Int, Tensor, activation};
 
@@ -23,6 +23,19 @@ impl Perplexity {
     }
 }
 
+/// How often a draft proposes what its target would choose, on a text.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Agreement {
+    /// Share of positions at which both find the same token the likeliest: what greedy speculation accepts.
+    pub greedy: f64,
+    /// Mean over positions of `sum over tokens of min(p, q)`, with p and q the unfiltered distributions: what rejection
+    /// sampling at temperature 1 accepts (Leviathan et al., 2023, Corollary 3.6).
+    pub sampled: f64,
+    /// Positions compared: those of all tokens but the first.
+    pub tokens: usize,
+}
+
 impl Gpt2 {
     /// Predicts each token of `ids` but the first from those before it, and returns the mean loss.
     ///
@@ -37,52 +50,152 @@ impl Gpt2 {
     /// [`Error::Mismatch`] for fewer than two ids, or a stride outside `1..=n_positions`;
     /// [`Error::TokenOutOfRange`]; [`Error::NotFinite`] if a window's loss is no number.
     pub fn perplexity(&self, ids: &[u32], stride: usize, mut progress: impl FnMut(usize)) -> Result<Perplexity> {
-        let n_positions = self.config().n_positions;
+        self.check_text(ids)?;
+        let mut total = 0.0;
+        for window in Window::all(ids.len(), self.config().n_positions, stride)? {
+            let loss = self.window_loss(window.inputs(ids), window.targets(ids))?;
+            total += finite(loss, window.end)?;
+            progress(window.end);
+        }
+        Ok(Perplexity { loss: total / (ids.len() - 1) as f64, tokens: ids.len() - 1 })
+    }
+
+    /// Compares the predictions of `draft` with this model's, at every token of `ids` but the first.
+    ///
+    /// The text is read as by [`perplexity`](Self::perplexity), through windows of the shorter of both contexts.
+    ///
+    /// # Errors
+    ///
+    /// As [`perplexity`](Self::perplexity); [`Error::Mismatch`] if the vocabularies are not of the same size.
+    pub fn agreement(
+        &self,
+        draft: &Self,
+        ids: &[u32],
+        stride: usize,
+        mut progress: impl FnMut(usize),
+    ) -> Result<Agreement> {
+        let (wanted, found) = (self.config().vocab_size, draft.config().vocab_size);
+        if wanted != found {
+            return Err(Error::mismatch("vocabulary of the draft", wanted, found));
+        }
+        self.check_text(ids)?;
+        let n_positions = self.config().n_positions.min(draft.config().n_positions);
+        let (mut greedy, mut sampled) = (0.0, 0.0);
+        for window in Window::all(ids.len(), n_positions, stride)? {
+            let (inputs, scored) = (window.inputs(ids), window.end - window.scored);
+            let (target, draft) = (self.scored_states(inputs, scored)?, draft.scored_states(inputs, scored)?);
+            for (start, count) in chunks(scored) {
+                let p = target.logits(start, count)?; // [1, n, V]
+                let q = draft.logits(start, count)?;
+                // Ids are compared as numbers on the host: the models may live on different devices.
+                greedy += agreeing(p.clone().argmax(2), q.clone().argmax(2))? as f64;
+                let (p, q) = (activation::softmax(p, 2), activation::softmax(q, 2).to_device(&self.device()));
+                sampled += finite(sum(p.min_pair(q))?, window.end)?;
+            }
+            progress(window.end);
+        }
+        let tokens = ids.len() - 1;
+        Ok(Agreement { greedy: greedy / tokens as f64, sampled: sampled / tokens as f64, tokens })
+    }
+
+    fn check_text(&self, ids: &[u32]) -> Result<()> {
         if ids.len() < 2 {
             return Err(Error::mismatch("tokens of the text", "at least 2", ids.len()));
         }
-        if !(1..=n_positions).contains(&stride) {
-            return Err(Error::mismatch("stride", format!("1 to {n_positions} (n_positions)"), stride));
+        let vocab_size = self.config().vocab_size;
+        match ids.iter().position(|&id| id as usize >= vocab_size) {
+            Some(position) => Err(Error::TokenOutOfRange { id: ids[position], row: 0, position, vocab_size }),
+            None => Ok(()),
         }
-        if let Some(position) = ids.iter().position(|&id| id as usize >= self.config().vocab_size) {
-            let vocab_size = self.config().vocab_size;
-            return Err(Error::TokenOutOfRange { id: ids[position], row: 0, position, vocab_size });
-        }
-        let (mut total, mut scored) = (0.0, 0);
-        let last = ids.len() - 1;
-        for start in (0..last).step_by(stride) {
-            let end = (start + n_positions).min(last);
-            if end > scored {
-                let loss = self.window_loss(&ids[start..end], &ids[scored + 1..end + 1])?;
-                if !loss.is_finite() {
-                    return Err(Error::NotFinite { prompt: 0, sample: 0, position: end });
-                }
-                total += loss;
-                scored = end;
-                progress(scored);
-            }
-        }
-        Ok(Perplexity { loss: total / scored as f64, tokens: scored })
     }
 
     /// Sum of the losses of `targets`, which follow the last inputs.
     fn window_loss(&self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
-        let tokens = TokenBatch::new(&[inputs], self)?;
         let wanted = TokenBatch::new(&[targets], self)?; // [1, n]
-        let mut cache = self.cache(CacheStorage::Growing, 1, inputs.len())?;
-        let hidden = self.hidden_states(&tokens, &mut cache)?; // [1, T, d]
-        let first = inputs.len() - targets.len();
+        let states = self.scored_states(inputs, targets.len())?;
         let mut total = 0.0;
-        for start in (0..targets.len()).step_by(HEAD_CHUNK) {
-            let count = HEAD_CHUNK.min(targets.len() - start);
-            let logits = self.head(hidden.clone().narrow(1, first + start, count))?; // [1, n, V]
-            let logits = logits.cast(DType::F32); // a sum over a vocabulary is too much for a half
+        for (start, count) in chunks(targets.len()) {
             let ids: Tensor<3, Int> = wanted.ids().clone().narrow(1, start, count).reshape([1, count, 1]);
-            let losses = activation::log_softmax(logits, 2).gather(2, ids); // [1, n, 1]
-            let losses = losses.try_into_vec_as::<f32>();
-            let losses = losses.map_err(|error| Error::Execution(error.to_string()))?;
-            total -= losses.into_iter().map(f64::from).sum::<f64>();
+            let log_probs = activation::log_softmax(states.logits(start, count)?, 2);
+            total -= sum(log_probs.gather(2, ids))?;
         }
         Ok(total)
+    }
+
+    /// Hidden states of the last `scored` inputs.
+    fn scored_states(&self, inputs: &[u32], scored: usize) -> Result<ScoredStates<'_>> {
+        let mut cache = self.cache(CacheStorage::Growing, 1, inputs.len())?;
+        let hidden = self.hidden_states(&TokenBatch::new(&[inputs], self)?, &mut cache)?; // [1, T, d]
+        Ok(ScoredStates { model: self, hidden: hidden.narrow(1, inputs.len() - scored, scored) })
+    }
+}
+
+/// Hidden states, `[1, n, d]`, of which the head makes logits some at a time.
+struct ScoredStates<'a> {
+    model: &'a Gpt2,
+    hidden: Tensor<3>,
+}
+
+impl ScoredStates<'_> {
+    /// `[1, count, V]`, in f32: a sum over a vocabulary is too much for a half.
+    fn logits(&self, start: usize, count: usize) -> Result<Tensor<3>> {
+        Ok(self.model.head(self.hidden.clone().narrow(1, start, count))?.cast(DType::F32))
+    }
+}
+
+/// A stretch of a text that goes through a model at once.
+struct Window {
+    start: usize,
+    /// Targets before this one, counted from the second token, have been scored in windows before.
+    scored: usize,
+    end: usize,
+}
+
+impl Window {
+    /// The windows that score something, `stride` apart.
+    fn all(tokens: usize, n_positions: usize, stride: usize) -> Result<impl Iterator<Item = Self>> {
+        if !(1..=n_positions).contains(&stride) {
+            return Err(Error::mismatch("stride", format!("1 to {n_positions} (n_positions)"), stride));
+        }
+        let (last, mut scored) = (tokens - 1, 0);
+        let windows = (0..last).step_by(stride).filter_map(move |start| {
+            let end = (start + n_positions).min(last);
+            let window = Self { start, scored, end };
+            scored = end;
+            (window.end > window.scored).then_some(window)
+        });
+        Ok(windows)
+    }
+
+    fn inputs<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        &ids[self.start..self.end]
+    }
+
+    /// What the last inputs are followed by, as far as it has not been scored.
+    fn targets<'a>(&self, ids: &'a [u32]) -> &'a [u32] {
+        &ids[self.scored + 1..self.end + 1]
+    }
+}
+
+fn chunks(count: usize) -> impl Iterator<Item = (usize, usize)> {
+    (0..count).step_by(HEAD_CHUNK).map(move |start| (start, HEAD_CHUNK.min(count - start)))
+}
+
+fn sum(values: Tensor<3>) -> Result<f64> {
+    // Added up in double precision: a window holds thousands of them.
+    let values = values.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
+    Ok(values.into_iter().map(f64::from).sum())
+}
+
+fn agreeing(a: Tensor<3, Int>, b: Tensor<3, Int>) -> Result<usize> {
+    let ids =
+        |tensor: Tensor<3, Int>| tensor.try_into_vec_as::<i32>().map_err(|error| Error::Execution(error.to_string()));
+    Ok(ids(a)?.into_iter().zip(ids(b)?).filter(|(a, b)| a == b).count())
+}
+
+fn finite(value: f64, position: usize) -> Result<f64> {
+    match value.is_finite() {
+        true => Ok(value),
+        false => Err(Error::NotFinite { prompt: 0, sample: 0, position }),
     }
 }

@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, DType, Device, Tensor, activation};
 
+use super::apart::queries_apart;
 use super::{Linear, Span};
 use crate::Gpt2Config;
 use crate::cache::KvCache;
@@ -54,18 +55,22 @@ impl CausalSelfAttention {
     /// `[B T, d]` to `[B T, d]`: appends the new keys and values to the cache, then attends over it.
     pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
         let [rows, width] = x.dims();
-        let [query, keys, values] = self.project(x, span.batch()); // 3 x [B, H, T, D]
+        let [query, keys, values] = self.project(x, span); // 3 x [B, H, T, D]
         let own = cache.append(layer, Segment { keys, values }, span.new_lens()); // [B, H, L, D]
-        let y = attend(query, None, own, span.hidden(), &self.attn_dropout); // [B, H, T, D]
+        let y = match span.is_apart() {
+            true => queries_apart(&query, &own, span.past(), |q, own| attend(q, None, own, None, &self.attn_dropout)),
+            false => attend(query, None, own, span.hidden(), &self.attn_dropout),
+        }; // [B, H, T, D]
         let y = y.swap_dims(1, 2).reshape([rows, width]); // [B T, d]
-        self.resid_dropout.forward(self.c_proj.forward(y))
+        self.resid_dropout.forward(self.c_proj.forward(y, span.is_apart()))
     }
 
     /// Query, key and value, each `[B, H, T, D]`, of `[B T, d]`.
-    pub(super) fn project(&self, x: Tensor<2>, batch: usize) -> [Tensor<4>; 3] {
+    pub(super) fn project(&self, x: Tensor<2>, span: &Span) -> [Tensor<4>; 3] {
         let [rows, width] = x.dims();
+        let batch = span.batch();
         let (time, head_dim) = (rows / batch, width / self.n_head);
-        let qkv = self.c_attn.forward(x); // [B T, 3 d]
+        let qkv = self.c_attn.forward(x, span.is_apart()); // [B T, 3 d]
         [0, 1, 2].map(|part| {
             qkv.clone()
                 .slice([0..rows, part * width..(part + 1) * width]) // [B T, d]

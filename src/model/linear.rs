@@ -3,6 +3,8 @@
 use burn::module::{Initializer, Module, Param};
 use burn::tensor::{Device, Tensor, module};
 
+use super::apart::rows_apart;
+
 /// `x W + b`.
 #[derive(Module, Debug)]
 pub struct Linear {
@@ -21,8 +23,9 @@ impl Linear {
         }
     }
 
-    /// `[N, d_input]` to `[N, d_output]`.
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val))
+    /// `[N, d_input]` to `[N, d_output]`; row by row if `apart`.
+    pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
+        let product = |x| module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val));
+        rows_apart(x, apart, product)
     }
 }

@@ -31,9 +31,9 @@ impl Mlp {
         }
     }
 
-    /// `[N, d]` to `[N, d]`.
-    pub(super) fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let x = gelu(self.c_fc.forward(x), self.activation); // [N, inner]
-        self.dropout.forward(self.c_proj.forward(x)) // [N, d]
+    /// `[N, d]` to `[N, d]`; row by row if `apart`.
+    pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
+        let x = gelu(self.c_fc.forward(x, apart), self.activation); // [N, inner]
+        self.dropout.forward(self.c_proj.forward(x, apart)) // [N, d]
     }
 }

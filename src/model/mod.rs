@@ -3,6 +3,7 @@
 //! Radford et al., *Language Models are Unsupervised Multitask Learners* (2019). Fields are named as in the published
 //! checkpoints (`wte`, `wpe`, `h`, `ln_f`, `c_attn`, ...), so that a path through the module is a tensor's name.
 
+mod apart;
 pub(crate) mod attention;
 mod block;
 mod gelu;
@@ -20,6 +21,7 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::cache::{CacheStorage, KvCache};
 use crate::{Error, Gpt2Config, Result};
+use apart::rows_apart;
 pub use attention::CausalSelfAttention;
 pub use block::Block;
 use gelu::gelu;
@@ -63,6 +65,8 @@ pub struct Gpt2 {
     drop: Dropout,
     #[module(skip)]
     config: Gpt2Config,
+    #[module(skip)]
+    deterministic: bool,
 }
 
 /// A head of its own, for models that do not tie it to the token embedding.
@@ -108,6 +112,7 @@ impl Gpt2Config {
             ln_f: self.layer_norm(device),
             drop: DropoutConfig::new(self.embd_pdrop).init(),
             config: self.clone(),
+            deterministic: false,
         })
     }
 
@@ -140,6 +145,32 @@ impl Gpt2 {
     /// The element type of the weights, and of everything computed from them.
     pub fn dtype(&self) -> DType {
         self.wte.weight.val().dtype()
+    }
+
+    /// The same model in its deterministic mode, or out of it.
+    ///
+    /// In that mode every sum has one order: on a CPU, the logits of a token are the same to the last bit on every run,
+    /// with any number of threads, in any batch, however its prompt was cut into chunks, and from every decoder. What it
+    /// costs is speed, since each token is computed by itself: a decode step of one row takes what it always takes, a
+    /// prefill of n tokens as much as n such steps.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if the weights are not in f32, where a narrower cache could round what is promised.
+    pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
+        if deterministic && self.dtype() != DType::F32 {
+            return Err(Error::mismatch(
+                "element type for the deterministic mode",
+                "F32",
+                format!("{:?}", self.dtype()),
+            ));
+        }
+        Ok(Self { deterministic, ..self })
+    }
+
+    /// Whether this is the deterministic mode.
+    pub fn is_deterministic(&self) -> bool {
+        self.deterministic
     }
 
     /// An empty cache for `batch` sequences of this model, of up to `capacity` tokens each.
@@ -183,7 +214,7 @@ impl Gpt2 {
         cache.check_append(self, tokens.new_lens())?;
         let [batch, time] = tokens.ids().dims();
         let width = self.config.n_embd;
-        let span = Span::new(cache.lens(), tokens);
+        let span = Span::new(cache.lens(), tokens, self.deterministic);
 
         let x = self.embed(tokens.ids(), span.positions()); // [B, T, d]
         let mut x = x.reshape([batch * time, width]); // [B T, d]
@@ -213,7 +244,7 @@ impl Gpt2 {
         }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
-        let logits = hidden.matmul(weight.val().transpose()); // [B k, V]
+        let logits = rows_apart(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose())); // [B k, V]
         Ok(logits.reshape([batch, time, self.config.vocab_size]))
     }
 }

@@ -11,12 +11,14 @@ pub struct Span {
     /// `[B or 1, 1, T, L]`: true where query t may not see key l. None: every query sees every key.
     hidden: Option<Tensor<4, Bool>>,
     batch: usize,
+    past: Vec<usize>,
     new_lens: Vec<usize>,
+    apart: bool,
 }
 
 impl Span {
-    /// The span of `tokens` behind rows that hold `past` tokens.
-    pub fn new(past: &[usize], tokens: &TokenBatch) -> Self {
+    /// The span of `tokens` behind rows that hold `past` tokens; each token is to be computed by itself if `apart`.
+    pub fn new(past: &[usize], tokens: &TokenBatch, apart: bool) -> Self {
         let [batch, time] = tokens.ids().dims();
         let device = tokens.ids().device();
         let new_lens = tokens.new_lens();
@@ -35,7 +37,7 @@ impl Span {
             let key = Tensor::<1, Int>::arange(0..keys as i64, &device).reshape([1, 1, 1, keys]);
             key.expand([rows, 1, time, keys]).greater(limit.expand([rows, 1, time, keys]))
         });
-        Self { positions, hidden, batch, new_lens: new_lens.to_vec() }
+        Self { positions, hidden, batch, past: past.to_vec(), new_lens: new_lens.to_vec(), apart }
     }
 
     /// Position of each new token.
@@ -51,6 +53,16 @@ impl Span {
     /// Rows of the batch.
     pub fn batch(&self) -> usize {
         self.batch
+    }
+
+    /// Tokens that each row held before.
+    pub fn past(&self) -> &[usize] {
+        &self.past
+    }
+
+    /// Whether every token is computed by itself: the deterministic mode.
+    pub fn is_apart(&self) -> bool {
+        self.apart
     }
 
     /// New tokens of each row.

@@ -72,6 +72,7 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
     let positions = Tensor::arange(0..time as i64, &device()).reshape([1, time]);
     let position = model.wpe.forward(positions);
     recorded.check("pos_emb", &position);
+    let span = Span::new(&vec![0; batch], &tokens, false);
     let mut x = (token + position).reshape([batch * time, width]);
     recorded.check("x", &x);
 
@@ -79,23 +80,23 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
     let no_dropout = DropoutConfig::new(0.0).init();
     for (layer, block) in model.h.iter().enumerate() {
         let norm = block.ln_1.forward(x.clone());
-        let [q, k, v] = block.attn.project(norm.clone(), batch);
+        let [q, k, v] = block.attn.project(norm.clone(), &span);
         let scores = scores(q.clone(), k.clone(), Some(hidden.clone()));
         let weights = activation::softmax(scores.clone(), 3);
         let segment = Segment { keys: k.clone(), values: v.clone() };
         let y = attend(q.clone(), None, segment, Some(hidden.clone()), &no_dropout);
         let y = y.swap_dims(1, 2).reshape([batch * time, width]);
-        let projected = block.attn.c_proj.forward(y.clone());
+        let projected = block.attn.c_proj.forward(y.clone(), false);
         let after_attention = x.clone() + projected.clone();
         let norm_2 = block.ln_2.forward(after_attention.clone());
-        let up = block.mlp.c_fc.forward(norm_2.clone());
+        let up = block.mlp.c_fc.forward(norm_2.clone(), false);
         let active = gelu(up.clone(), Activation::GeluTanh);
-        let mlp = block.mlp.forward(norm_2.clone());
+        let mlp = block.mlp.forward(norm_2.clone(), false);
         x = after_attention.clone() + mlp.clone();
         recorded.check(&format!("block{layer}"), &x);
         if layer == 0 {
             recorded.check("ln1", &norm);
-            recorded.check("qkv", &block.attn.c_attn.forward(norm));
+            recorded.check("qkv", &block.attn.c_attn.forward(norm, false));
             recorded.check("q", &q);
             recorded.check("k", &k);
             recorded.check("v", &v);
