@@ -7,6 +7,7 @@ pub mod config;
 mod error;
 pub mod generate;
 mod guard;
+pub mod measure;
 pub mod model;
 pub mod perplexity;
 pub mod sampling;

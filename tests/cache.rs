@@ -18,10 +18,41 @@ fn assert_close(actual: &[f32], expected: &[f32]) {
     assert!(actual.len() == expected.len() && difference < 1e-4, "logits differ by {difference}");
 }
 
+/// The likeliest id, and by how much it is likelier than any other.
+fn likeliest(logits: &[f32]) -> (usize, f32) {
+    let mut order: Vec<usize> = (0..logits.len()).collect();
+    order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
+    (order[0], logits[order[0]] - logits[order[1]])
+}
+
+/// The same logits, and the same greedy choice unless the two likeliest are nearly equal.
+#[track_caller]
+fn assert_same(actual: &[f32], expected: &[f32]) {
+    assert_close(actual, expected);
+    let (id, margin) = likeliest(expected);
+    assert!(margin < 1e-4 || likeliest(actual).0 == id, "another greedy choice");
+}
+
+fn config() -> impl Strategy<Value = Gpt2Config> {
+    (1_usize..4, 1_usize..5, 1_usize..10, 20_usize..90, any::<bool>(), any::<bool>()).prop_map(
+        |(n_layer, n_head, head_dim, n_positions, bias, tie_word_embeddings)| Gpt2Config {
+            n_layer,
+            n_head,
+            n_embd: n_head * head_dim,
+            n_positions,
+            bias,
+            tie_word_embeddings,
+            ..small_config()
+        },
+    )
+}
+
 /// One change to a cache; rows and lengths are taken modulo what there is.
 #[derive(Clone, Debug)]
 enum Step {
     Append(Vec<Vec<u32>>),
+    Reserve(usize),
+    CopyRow(usize, Vec<u32>),
     Truncate(usize, usize),
     Fork(usize),
     Gather(Vec<usize>),
@@ -29,8 +60,11 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let ids = proptest::collection::vec(0_u32..61, 1..5);
+    let ids = proptest::collection::vec(0_u32..61, 1..9);
+    let text = proptest::collection::vec(0_u32..61, 0..12);
     prop_oneof![
+        1 => any::<usize>().prop_map(Step::Reserve),
+        1 => (any::<usize>(), text).prop_map(|(row, text)| Step::CopyRow(row, text)),
         6 => proptest::collection::vec(ids, 1..4).prop_map(Step::Append),
         2 => (any::<usize>(), any::<usize>()).prop_map(|(row, len)| Step::Truncate(row, len)),
         1 => any::<usize>().prop_map(Step::Fork),
@@ -39,28 +73,47 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Applies the steps to a cache and to plain lists, and compares after each.
-fn follow(storage: CacheStorage, steps: &[Step]) {
-    let model = random_model(small_config());
+/// Applies the steps to a cache and to plain lists, and compares after each; a row must be what it is by itself, without
+/// a cache.
+fn follow(model: &Gpt2, storage: CacheStorage, batch: usize, steps: &[Step]) {
     let n_positions = model.config().n_positions;
-    let mut cache = model.cache(storage, 2, n_positions).unwrap();
-    let mut texts: Vec<Vec<u32>> = vec![Vec::new(); 2];
+    let mut cache = model.cache(storage, batch, 9).unwrap();
+    let mut texts: Vec<Vec<u32>> = vec![Vec::new(); batch];
     for step in steps {
         match step {
             Step::Append(new) => {
                 let new: Vec<Vec<u32>> = (0..texts.len()).map(|row| new[row % new.len()].clone()).collect();
-                if texts.iter().zip(&new).any(|(text, new)| text.len() + new.len() > n_positions) {
+                let longest = texts.iter().zip(&new).map(|(text, new)| text.len() + new.len()).max().unwrap();
+                if longest > n_positions {
                     continue;
                 }
+                cache.reserve(longest).unwrap();
                 let k = new.iter().map(Vec::len).min().unwrap();
-                let logits = append(&model, &mut cache, &new, Logits::LastK(k));
+                let logits = append(model, &mut cache, &new, Logits::LastK(k));
                 for (row, new) in new.iter().enumerate() {
                     texts[row].extend(new);
-                    let naive = logits_of(&model, &texts[row]);
+                    let naive = logits_of(model, &texts[row]);
                     for (actual, expected) in logits[row * k..].iter().zip(&naive[naive.len() - k..]) {
-                        assert_close(actual, expected);
+                        assert_same(actual, expected);
                     }
                 }
+            }
+            Step::Reserve(capacity) => {
+                let before = cache.capacity();
+                cache.reserve(capacity % (n_positions + 1)).unwrap();
+                let blocks = (cache.capacity() - before) % KvCache::BLOCK == 0;
+                assert!(blocks || cache.capacity() == n_positions);
+            }
+            Step::CopyRow(row, text) => {
+                let row = row % texts.len();
+                let other = STORAGES[text.len() % 2];
+                let mut other = model.cache(other, 2, n_positions).unwrap();
+                if !text.is_empty() {
+                    append(model, &mut other, &[vec![1], text.clone()], Logits::Last);
+                }
+                cache.reserve(text.len()).unwrap();
+                cache.copy_row(row, &other, 1).unwrap();
+                texts[row].clone_from(text);
             }
             Step::Truncate(row, len) => {
                 let row = row % texts.len();
@@ -89,12 +142,17 @@ fn follow(storage: CacheStorage, steps: &[Step]) {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(48))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
-    fn cached_logits_are_naive_logits(steps in proptest::collection::vec(step(), 1..12)) {
+    fn cached_logits_are_naive_logits(
+        config in config(),
+        batch in 1_usize..5,
+        steps in proptest::collection::vec(step(), 1..16),
+    ) {
+        let model = random_model(config);
         for storage in STORAGES {
-            follow(storage, &steps);
+            follow(&model, storage, batch, &steps);
         }
     }
 }
@@ -173,6 +231,14 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         assert!(matches!(cache.gather(&[0, 2]), Err(Error::Mismatch { .. })));
         assert!(matches!(cache.gather(&[]), Err(Error::EmptyBatch)));
         assert!(matches!(cache.fork(7, 1), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.reserve(25), Err(Error::Mismatch { .. })));
+        let mut long = model.cache(storage, 1, 24).unwrap();
+        append(&model, &mut long, &[vec![7; 11]], Logits::Last);
+        assert!(matches!(cache.copy_row(0, &long, 0), Err(Error::CacheFull { row: 0, tokens: 11, capacity: 10 })));
+        assert!(matches!(cache.copy_row(2, &long, 0), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.copy_row(0, &long, 1), Err(Error::Mismatch { .. })));
+        let stranger = random_model(Gpt2Config { n_layer: 3, ..small_config() }).cache(storage, 1, 10).unwrap();
+        assert!(matches!(cache.copy_row(0, &stranger, 0), Err(Error::Mismatch { .. })));
         assert!(matches!(cache.fork(0, usize::MAX), Err(Error::Mismatch { .. })));
         assert_eq!((cache.lens(), cache.len(9)), ([3, 1].as_slice(), 0));
     }

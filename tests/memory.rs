@@ -1,4 +1,4 @@
-//! Loading holds the weights once: peak resident memory stays under 1.2 x the weights as held.
+//! What is resident: loading holds the weights once, decoding needs nothing more, and nothing stays behind.
 #![cfg(target_os = "linux")]
 
 mod common;
@@ -6,27 +6,43 @@ mod common;
 use std::path::Path;
 use std::process::Command;
 
-use common::{device, small_config};
+use common::{device, greedy, random_model, small_config};
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::checkpoint::SaveOptions;
-use gpt2_burn::{Checkpoint, Gpt2Config};
+use gpt2_burn::generate::{Decoder, Generator};
+use gpt2_burn::measure::{process_memory, reset_peak_memory};
+use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch};
 
-/// Set for a process that only loads and measures itself.
-const CHILD: &str = "GPT2_BURN_LOADS";
+/// Set for a process that only measures itself.
+const CHILD: &str = "GPT2_BURN_MEASURES";
 
-/// A figure of `/proc/self/status`, in bytes.
-fn status(field: &str) -> usize {
-    let text = std::fs::read_to_string("/proc/self/status").unwrap();
-    let line = text.lines().find_map(|line| line.strip_prefix(field)).unwrap();
-    line.trim_matches(|c: char| !c.is_ascii_digit()).parse::<usize>().unwrap() * 1024
+/// Runs `measure` in a process of its own, the test `test` once more, so that nothing that other tests do is counted.
+fn alone(test: &str, value: &str, measure: impl FnOnce(&str)) {
+    if let Ok(value) = std::env::var(CHILD) {
+        measure(&value);
+        println!("measured");
+        return;
+    }
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", test, "--nocapture"])
+        .env(CHILD, value)
+        .output()
+        .unwrap();
+    let printed = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{printed}");
+    assert!(printed.contains("measured"), "the child measured nothing: {printed}");
+}
+
+fn resident() -> usize {
+    process_memory().unwrap().resident
 }
 
 fn load_and_measure(path: &Path) {
     for dtype in [DType::F32, DType::F16] {
-        let before = status("VmRSS:");
-        std::fs::write("/proc/self/clear_refs", "5").unwrap(); // the peak starts anew
+        let before = resident();
+        assert!(reset_peak_memory());
         let model = Checkpoint::open(path).unwrap().load(&device(), dtype).unwrap();
-        let taken = status("VmHWM:") - before;
+        let taken = process_memory().unwrap().peak - before;
         let weights = model.config().num_params() * dtype.size();
         assert!(taken > weights / 2, "{taken} bytes cannot hold {weights} bytes of weights");
         let ratio = taken as f64 / weights as f64;
@@ -38,8 +54,9 @@ fn load_and_measure(path: &Path) {
 
 #[test]
 fn loading_holds_the_weights_once() {
-    if let Some(path) = std::env::var_os(CHILD) {
-        return load_and_measure(Path::new(&path));
+    let test = "loading_holds_the_weights_once";
+    if std::env::var(CHILD).is_ok() {
+        return alone(test, "", |path| load_and_measure(Path::new(path)));
     }
     let config = Gpt2Config { vocab_size: 30_000, n_embd: 512, n_head: 8, n_layer: 4, ..small_config() };
     let model = config.init(&device()).unwrap();
@@ -49,14 +66,50 @@ fn loading_holds_the_weights_once() {
     {
         let path = folder.path().join(name);
         model.save(&path, SaveOptions { dtype, max_shard_bytes }).unwrap();
-        // In a process of its own, so that nothing that saving left behind is counted or used again.
-        let child = Command::new(std::env::current_exe().unwrap())
-            .args(["--exact", "loading_holds_the_weights_once", "--nocapture"])
-            .env(CHILD, &path)
-            .output()
-            .unwrap();
-        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
-        let printed = String::from_utf8_lossy(&child.stdout);
-        assert!(printed.contains("x the weights"), "the child measured nothing: {printed}");
+        alone(test, path.to_str().unwrap(), |_| {});
     }
+}
+
+fn step(model: &Gpt2, cache: &mut KvCache, id: u32) {
+    let ids = vec![[id]; cache.batch()];
+    let logits = model.forward(&TokenBatch::new(&ids, model).unwrap(), cache, Logits::Last).unwrap();
+    assert!(!logits.try_into_vec_as::<f32>().unwrap().is_empty());
+}
+
+#[test]
+fn resident_memory_is_flat_over_900_preallocated_steps() {
+    alone("resident_memory_is_flat_over_900_preallocated_steps", "yes", |_| {
+        // The cache takes 30 MB, more than the weights and the program together.
+        let model = random_model(Gpt2Config { n_positions: 910, n_embd: 256, n_head: 4, n_layer: 4, ..small_config() });
+        let mut cache = model.cache(CacheStorage::Preallocated, 4, 910).unwrap();
+        assert_eq!(cache.bytes().reserved, 2 * 4 * 4 * 910 * 256 * 4);
+        (0..10).for_each(|id| step(&model, &mut cache, id));
+        let (mut least, mut most) = (resident(), resident());
+        for id in 10..910 {
+            step(&model, &mut cache, id % 61);
+            (least, most) = (least.min(resident()), most.max(resident()));
+        }
+        assert_eq!(cache.len(3), 910);
+        let growth = most as f64 / least as f64 - 1.0;
+        assert!(growth < 0.02, "from {least} to {most} bytes");
+        println!("{:.1} MB resident, {:.2}% more or less", most as f64 / 1e6, growth * 100.0);
+    });
+}
+
+#[test]
+fn a_thousand_generations_leave_nothing_behind() {
+    alone("a_thousand_generations_leave_nothing_behind", "yes", |_| {
+        let model = random_model(small_config());
+        let request = greedy(&[vec![1, 2, 3], vec![4]], 12);
+        for storage in common::STORAGES {
+            let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
+            let generate = || assert_eq!(generator.complete(&request).unwrap().completions[1].ids.len(), 12);
+            (0..10).for_each(|_| generate());
+            let early = resident();
+            (0..990).for_each(|_| generate());
+            let late = resident();
+            assert!((late as f64) < 1.05 * early as f64, "{storage:?}: {early} bytes after 10, {late} after 1,000");
+            println!("{storage:?}: {early} bytes after 10 generations, {late} after 1,000");
+        }
+    });
 }

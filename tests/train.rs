@@ -23,7 +23,7 @@ fn text(folder: &Path) -> PathBuf {
 fn train(text: &Path, out: &Path, more: &[&str]) {
     let examples = std::env::current_exe().unwrap();
     let examples = examples.parent().unwrap().parent().unwrap().join("examples");
-    let small = "--n-layer 2 --n-head 2 --n-embd 16 --n-positions 16 --sequence-length 8 --long-interval 3 --vocab-size 270 --batch-size 6 --steps 50 \
+    let small = "--n-layer 2 --n-head 2 --n-embd 16 --n-positions 16 --sequence-length 8 --long-interval 3 --long-from 40 --vocab-size 270 --batch-size 6 --steps 50 \
         --warmup 5 --attention-dropout 0.1 --learning-rate 0.01 --eval-interval 25 --checkpoint-interval 10";
     let output = Command::new(examples.join(format!("train{}", std::env::consts::EXE_SUFFIX)))
         .args(small.split_whitespace())

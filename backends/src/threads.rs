@@ -32,6 +32,12 @@ impl Threads {
         Ok(Self { pool })
     }
 
+    /// How many threads the CPU computes with here: those of the pool that this is [run on](Self::install), or else of
+    /// rayon's global one.
+    pub fn current() -> usize {
+        rayon::current_num_threads()
+    }
+
     /// How many threads there are.
     pub fn count(&self) -> usize {
         self.pool.current_num_threads()
@@ -51,7 +57,7 @@ mod tests {
     fn work_runs_on_the_pool() {
         let threads = Threads::new(3).unwrap();
         assert_eq!(threads.count(), 3);
-        assert_eq!(threads.install(rayon::current_num_threads), 3);
+        assert_eq!(threads.install(Threads::current), 3);
         assert!(matches!(Threads::new(1_000_000), Err(DeviceError::Threads { threads: 1_000_000, .. })));
     }
 }

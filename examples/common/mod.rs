@@ -6,6 +6,8 @@ pub mod prompts;
 
 use std::process::ExitCode;
 
+use clap::builder::{RangedU64ValueParser, TypedValueParser};
+
 /// The error of an example: its message is all that is shown.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
 
@@ -24,6 +26,11 @@ pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
 
 fn is_broken_pipe(error: &Failure) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A flag's value that is at least 1.
+pub fn at_least_one() -> impl TypedValueParser<Value = usize> {
+    RangedU64ValueParser::<usize>::new().range(1..)
 }
 
 /// A flag's value, or `off`.

@@ -19,9 +19,8 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use clap::Parser;
-use clap::builder::{RangedU64ValueParser, TypedValueParser};
 use common::prompts::read_text;
-use common::{Failure, model::WeightType};
+use common::{Failure, at_least_one, model::WeightType};
 use data::Dataset;
 use gpt2_burn::burn::module::Module;
 use gpt2_burn::burn::tensor::{DType, Device};
@@ -65,10 +64,10 @@ struct Args {
     /// Positions of the context
     #[arg(long, default_value_t = 512)]
     n_positions: usize,
-    /// Tokens of a sequence in most steps: attention costs its square (no more than --n-positions)
+    /// Tokens of a sequence in the first steps: attention costs its square (no more than --n-positions)
     #[arg(long, default_value_t = 128, value_name = "TOKENS")]
     sequence_length: usize,
-    /// Every so many steps the sequences are --n-positions long, as many fewer of them, so that every position is learned
+    /// Meanwhile, every so many steps the sequences are --n-positions long, as many fewer of them
     #[arg(long, default_value_t = 5, value_name = "STEPS", value_parser = at_least_one())]
     long_interval: usize,
     /// Dropout behind the embeddings and at the end of each residual branch
@@ -77,20 +76,23 @@ struct Args {
     /// Dropout on the attention weights, of which there are n_head x n_positions^2 a sequence and layer
     #[arg(long, default_value_t = 0.0)]
     attention_dropout: f64,
+    /// From this step on all sequences are --n-positions long
+    #[arg(long, default_value_t = 1800, value_name = "STEP")]
+    long_from: usize,
     /// Sequences of --sequence-length tokens in a step
     #[arg(long, default_value_t = 16, value_parser = at_least_one())]
     batch_size: usize,
     /// Batches to learn from
-    #[arg(long, default_value_t = 3000)]
+    #[arg(long, default_value_t = 3500)]
     steps: usize,
     /// Largest learning rate
-    #[arg(long, default_value_t = 1e-3)]
+    #[arg(long, default_value_t = 1.5e-3)]
     learning_rate: f64,
     /// Learning rate at the end of the cosine
     #[arg(long, default_value_t = 1e-4)]
     min_learning_rate: f64,
     /// Steps over which the learning rate rises
-    #[arg(long, default_value_t = 100)]
+    #[arg(long, default_value_t = 200)]
     warmup: usize,
     /// Weight decay of the matrices
     #[arg(long, default_value_t = 0.1)]
@@ -119,10 +121,6 @@ struct Args {
     /// Element type of the file that is written
     #[arg(long, value_enum, default_value = "f16")]
     save_dtype: WeightType,
-}
-
-fn at_least_one() -> impl TypedValueParser<Value = usize> {
-    RangedU64ValueParser::<usize>::new().range(1..)
 }
 
 fn main() -> ExitCode {
@@ -211,7 +209,7 @@ impl Args {
     /// Sequences of a step, and the tokens of each: about as many tokens in every step.
     fn batch_shape(&self, step: usize) -> (usize, usize) {
         let (size, short, long) = (self.batch_size, self.sequence_length.min(self.n_positions), self.n_positions);
-        match (step + 1).is_multiple_of(self.long_interval) {
+        match step >= self.long_from || (step + 1).is_multiple_of(self.long_interval) {
             true => ((size * short / long).max(1), long),
             false => (size, short),
         }

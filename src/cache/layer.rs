@@ -13,7 +13,9 @@ pub struct LayerCache {
 
 impl LayerCache {
     pub fn zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
-        let zeros = || Tensor::zeros(shape, (device, dtype));
+        // Written, not only asked for: an operating system gives zeros out as promises, and the memory would be found
+        // missing in the middle of a text.
+        let zeros = || Tensor::ones(shape, (device, dtype)) * 0.0;
         Self { held: Some(Segment { keys: zeros(), values: zeros() }) }
     }
 
@@ -31,6 +33,30 @@ impl LayerCache {
         self.held = self.held.take().map(|held| Segment {
             keys: held.keys.select(0, rows.clone()),
             values: held.values.select(0, rows.clone()),
+        });
+    }
+
+    /// Makes the buffers `capacity` long, with what they hold up to `filled` in them.
+    pub fn extend(&mut self, filled: usize, capacity: usize) {
+        self.held = self.held.take().map(|held| Segment {
+            keys: extend(held.keys, filled, capacity),
+            values: extend(held.values, filled, capacity),
+        });
+    }
+
+    /// Writes `new`, `[1, H, n, D]`, over the beginning of a row of buffers of `shape`, which are made if there are none
+    /// and lengthened if they are shorter.
+    pub fn write_row(&mut self, row: usize, new: Segment, shape: [usize; 4], filled: usize) {
+        let [_, heads, len, head_dim] = new.keys.dims();
+        if self.held.is_none() {
+            *self = Self::zeros(shape, new.keys.dtype(), &new.keys.device());
+        }
+        self.held = self.held.take().map(|held| {
+            let write = |buffer: Tensor<4>, new: Tensor<4>| {
+                let capacity = buffer.dims()[2].max(len);
+                extend(buffer, filled, capacity).slice_assign([row..row + 1, 0..heads, 0..len, 0..head_dim], new)
+            };
+            Segment { keys: write(held.keys, new.keys), values: write(held.values, new.values) }
         });
     }
 
@@ -60,6 +86,19 @@ impl LayerCache {
         };
         self.held = Some(held.clone());
         held
+    }
+}
+
+/// `buffer[.., ..filled]` in a buffer that is `capacity` long; itself if it is.
+fn extend(buffer: Tensor<4>, filled: usize, capacity: usize) -> Tensor<4> {
+    let [batch, heads, held, head_dim] = buffer.dims();
+    if held == capacity {
+        return buffer;
+    }
+    let longer = Tensor::zeros([batch, heads, capacity, head_dim], (&buffer.device(), buffer.dtype()));
+    match filled {
+        0 => longer,
+        _ => longer.slice_assign([0..batch, 0..heads, 0..filled, 0..head_dim], buffer.narrow(2, 0, filled)),
     }
 }
 

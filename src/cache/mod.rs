@@ -59,6 +59,9 @@ pub struct CacheBytes {
 }
 
 impl KvCache {
+    /// Positions by which the buffers grow on request: growing a token at a time would copy everything each time.
+    pub const BLOCK: usize = 64;
+
     /// An empty cache of `batch` rows of up to `capacity` tokens, for models of this shape.
     ///
     /// A preallocated cache takes 2 x layers x batch x capacity x width x element size bytes at once; a growing one
@@ -100,6 +103,11 @@ impl KvCache {
     /// How keys and values are held.
     pub fn storage(&self) -> CacheStorage {
         self.storage
+    }
+
+    /// Element type of the keys and values.
+    pub fn dtype(&self) -> DType {
+        self.dtype
     }
 
     /// Number of rows.
@@ -158,6 +166,73 @@ impl KvCache {
     /// Empties every row and keeps the buffers.
     pub fn clear(&mut self) {
         self.lens.fill(0);
+    }
+
+    /// Makes room for rows of `capacity` tokens: whole blocks of [`BLOCK`](Self::BLOCK) positions are added, up to the
+    /// model's context. Preallocated buffers are copied once; a growing cache only learns that it may.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if that is beyond the model's context, or what the address space can hold; the cache is then
+    /// as it was.
+    pub fn reserve(&mut self, capacity: usize) -> Result<()> {
+        let [.., n_positions] = self.shape;
+        if capacity <= self.capacity {
+            return Ok(());
+        }
+        if capacity > n_positions {
+            let expected = format!("at most {n_positions} (n_positions)");
+            return Err(Error::mismatch("capacity of the cache", expected, capacity));
+        }
+        let blocks = (capacity - self.capacity).div_ceil(Self::BLOCK);
+        let capacity = (self.capacity + blocks * Self::BLOCK).min(n_positions);
+        check_size(self.shape, self.batch(), capacity, self.dtype)?;
+        if self.storage == CacheStorage::Preallocated {
+            let filled = self.longest();
+            self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
+        }
+        self.capacity = capacity;
+        Ok(())
+    }
+
+    /// Makes row `row` a copy of row `from` of another cache of the same model, which may be stored in another way.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row, or the caches are not of models of the same shape on the same device;
+    /// [`Error::CacheFull`] if the other row is longer than the capacity. The cache is then as it was.
+    pub fn copy_row(&mut self, row: usize, other: &Self, from: usize) -> Result<()> {
+        for (cache, row) in [(&*self, row), (other, from)] {
+            if row >= cache.batch() {
+                return Err(Error::mismatch("row of the cache", format!("less than {}", cache.batch()), row));
+            }
+        }
+        if (self.shape, &self.device) != (other.shape, &other.device) {
+            let describe = |cache: &Self| format!("{:?} on {:?}", cache.shape, cache.device);
+            let what = "[layers, heads, width of a head, positions] of the other cache";
+            return Err(Error::mismatch(what, describe(self), describe(other)));
+        }
+        let len = other.len(from);
+        if len > self.capacity {
+            return Err(Error::CacheFull { row, tokens: len, capacity: self.capacity });
+        }
+        let [_, heads, head_dim, _] = self.shape;
+        // Made only where a growing cache holds nothing yet.
+        let shape = [self.batch(), heads, len, head_dim];
+        let filled = self.longest();
+        for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
+            if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
+                let part = |buffer: Tensor<4>| buffer.narrow(0, from, 1).narrow(2, 0, len);
+                let new = Segment { keys: part(keys), values: part(values) };
+                layer.write_row(row, new.cast(self.dtype), shape, filled);
+            }
+        }
+        self.lens[row] = len;
+        Ok(())
+    }
+
+    fn longest(&self) -> usize {
+        self.lens.iter().copied().max().unwrap_or(0)
     }
 
     /// Adds `times` copies of row `row` behind the last row.

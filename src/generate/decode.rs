@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use burn::tensor::DType;
+
 use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, Result, TokenBatch};
 
 /// How tokens are computed. Which tokens does not depend on it.
@@ -39,11 +41,13 @@ pub struct Decoding<'a> {
 }
 
 impl<'a> Decoding<'a> {
-    /// For `batch` rows of up to `capacity` tokens.
-    pub fn new(model: &'a Gpt2, decoder: &Decoder, batch: usize, capacity: usize) -> Result<Self> {
+    /// For `batch` rows of up to `capacity` tokens; a cache holds its keys and values in `dtype`.
+    pub fn new(model: &'a Gpt2, decoder: &Decoder, batch: usize, capacity: usize, dtype: DType) -> Result<Self> {
         let cache = match decoder {
             Decoder::Naive => None,
-            Decoder::Kv(storage) => Some(model.cache(*storage, batch, capacity)?),
+            Decoder::Kv(storage) => {
+                Some(KvCache::new(model.config(), *storage, batch, capacity, dtype, &model.device())?)
+            }
         };
         Ok(Self { model, cache, computed_tokens: 0 })
     }
@@ -51,6 +55,7 @@ impl<'a> Decoding<'a> {
     /// Logits behind each row's window, one row after the other. What of a window is in the cache is not computed
     /// again.
     pub fn next_logits(&mut self, windows: &[&[u32]]) -> Result<Vec<f32>> {
+        self.refill(windows)?;
         let logits = match &mut self.cache {
             Some(cache) => {
                 let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
@@ -65,6 +70,25 @@ impl<'a> Decoding<'a> {
             }
         };
         logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))
+    }
+
+    /// Computes rows that start anew beside others that go on, all but their last token, by themselves: in one forward
+    /// with the others, each of those would cost as much as they do.
+    fn refill(&mut self, windows: &[&[u32]]) -> Result<()> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let starts = |row: &usize| cache.len(*row) == 0 && windows[*row].len() > 1;
+        let rows: Vec<usize> = (0..windows.len()).filter(starts).collect();
+        if rows.is_empty() || rows.len() == windows.len() {
+            return Ok(());
+        }
+        let heads: Vec<&[u32]> = rows.iter().map(|&row| &windows[row][..windows[row].len() - 1]).collect();
+        let longest = heads.iter().map(|head| head.len()).max().unwrap_or(1);
+        let device = self.model.device();
+        let mut filled =
+            KvCache::new(self.model.config(), CacheStorage::Growing, rows.len(), longest, cache.dtype(), &device)?;
+        self.computed_tokens += heads.iter().map(|head| head.len()).sum::<usize>();
+        self.model.hidden_states(&TokenBatch::new(&heads, self.model)?, &mut filled)?;
+        rows.iter().enumerate().try_for_each(|(from, &row)| cache.copy_row(row, &filled, from))
     }
 
     /// Makes row `i` what row `rows[i]` was.

@@ -66,7 +66,8 @@ impl<'a> Generation<'a> {
         let n_positions = generator.model.config().n_positions;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
-        let decoding = Decoding::new(&generator.model, &generator.decoder, prompts.len(), capacity)?;
+        let decoding =
+            Decoding::new(&generator.model, &generator.decoder, prompts.len(), capacity, generator.cache_dtype())?;
         let report = Report {
             decoder: generator.decoder.clone(),
             prompt_tokens: prompts.iter().map(Vec::len).sum(),

@@ -2,7 +2,7 @@
 //!
 //! There is one loop, in [`Generation`]. Decoders differ in how they obtain the logits of the next position.
 
-mod decode;
+pub(crate) mod decode;
 mod generation;
 mod output;
 mod request;
@@ -12,6 +12,8 @@ pub use decode::Decoder;
 pub use generation::Generation;
 pub use output::{Completion, FinishReason, Output, Report, TokenEvent, TokenLogprobs};
 pub use request::{ContextEnd, GenerateRequest, Prompt, Stop};
+
+use burn::tensor::DType;
 
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Gpt2, Result};
@@ -41,12 +43,13 @@ pub struct Generator {
     model: Gpt2,
     tokenizer: Option<Tokenizer>,
     decoder: Decoder,
+    cache_dtype: Option<DType>,
 }
 
 impl Generator {
     /// A generator without a tokenizer that decodes with a preallocated cache.
     pub fn new(model: Gpt2) -> Self {
-        Self { model, tokenizer: None, decoder: Decoder::default() }
+        Self { model, tokenizer: None, decoder: Decoder::default(), cache_dtype: None }
     }
 
     /// With a tokenizer, prompts can be text, and text comes out.
@@ -57,6 +60,22 @@ impl Generator {
     /// How tokens are computed; none of the decoders changes which.
     pub fn with_decoder(self, decoder: Decoder) -> Self {
         Self { decoder, ..self }
+    }
+
+    /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
+    /// and rounds them, so tokens can differ from naive decoding's.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Device`] if the device does not compute in it.
+    pub fn with_cache_dtype(self, dtype: DType) -> Result<Self> {
+        crate::backends::check_dtype(&self.model.device(), dtype)?;
+        Ok(Self { cache_dtype: Some(dtype), ..self })
+    }
+
+    /// The element type in which a cache holds keys and values.
+    pub fn cache_dtype(&self) -> DType {
+        self.cache_dtype.unwrap_or_else(|| self.model.dtype())
     }
 
     /// The model.

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Decoder;
+use crate::measure::median;
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,9 +116,7 @@ impl Report {
 
     /// Median seconds of a decode step, which is the time per output token of each row; none if there was no step.
     pub fn seconds_per_token(&self) -> Option<f64> {
-        let mut sorted = self.step_seconds.clone();
-        sorted.sort_unstable_by(f64::total_cmp);
-        sorted.get(sorted.len() / 2).copied()
+        median(&self.step_seconds)
     }
 }
 

@@ -6,6 +6,7 @@
 mod apart;
 pub(crate) mod attention;
 mod block;
+mod cast;
 mod gelu;
 mod linear;
 mod mlp;
@@ -156,7 +157,7 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if the weights are not in f32, where a narrower cache could round what is promised.
+    /// [`Error::Mismatch`] if the weights are not in f32.
     pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
         if deterministic && self.dtype() != DType::F32 {
             return Err(Error::mismatch(

@@ -1,0 +1,167 @@
+//! Whether a decoder gives naive decoding's tokens.
+
+use crate::generate::Generator;
+use crate::generate::decode::Decoding;
+use crate::{CacheStorage, Error, Gpt2, Result, TokenBatch};
+
+/// Where naive decoding preferred its token to the decoder's by less than this, it is a tie: shapes change the order of
+/// sums, and with it the last digits of a logit.
+pub const TIE: f64 = 1e-4;
+
+/// Positions whose logits are computed at a time.
+const HEAD_CHUNK: usize = 64;
+
+/// How a decoder's tokens compare with naive decoding's, greedy, over all rows.
+#[derive(Clone, Debug, Default, PartialEq)]
+#[non_exhaustive]
+pub struct Verdict {
+    /// Tokens compared.
+    pub tokens: usize,
+    /// Tokens that differed by a [`TIE`]; comparing went on from naive decoding's token.
+    pub ties: usize,
+    /// Rows that differed by more.
+    pub diverged_rows: usize,
+    /// The first of those differences, in the order of the rows.
+    pub first_divergence: Option<Divergence>,
+}
+
+impl Verdict {
+    /// Whether all rows are equal, ties aside.
+    pub fn is_equal(&self) -> bool {
+        self.diverged_rows == 0
+    }
+}
+
+/// A token that is another than naive decoding's.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct Divergence {
+    /// Its row.
+    pub row: usize,
+    /// Its place among the row's new tokens, counted from 0.
+    pub step: usize,
+    /// Naive decoding's logit of its own token, less that of the decoder's.
+    pub margin: f64,
+    /// Largest difference of any logit at that step.
+    pub max_logit_diff: f64,
+}
+
+/// Compares greedy continuations, `outputs[b]` of `prompts[b]`, that `generator` made with naive decoding's.
+///
+/// A naive forward over a whole row tells for each of its tokens what naive decoding would have chosen there, since no
+/// position sees a later one. So a row costs one forward, not one a token.
+///
+/// # Errors
+///
+/// [`Error::Mismatch`] if there are not as many outputs as prompts; [`Error::EmptyPrompt`],
+/// [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`] if a row is longer than the context: what slid is not compared.
+pub fn check_greedy(generator: &Generator, prompts: &[Vec<u32>], outputs: &[Vec<u32>]) -> Result<Verdict> {
+    if prompts.len() != outputs.len() {
+        return Err(Error::mismatch("outputs to compare", prompts.len(), outputs.len()));
+    }
+    let vocab_size = generator.model().config().vocab_size;
+    for (row, (prompt, output)) in prompts.iter().zip(outputs).enumerate() {
+        if prompt.is_empty() {
+            return Err(Error::EmptyPrompt { index: row });
+        }
+        if let Some(position) = output.iter().position(|&id| id as usize >= vocab_size) {
+            return Err(Error::TokenOutOfRange { id: output[position], row, position, vocab_size });
+        }
+    }
+    let mut verdict = Verdict::default();
+    for (row, (prompt, output)) in prompts.iter().zip(outputs).enumerate() {
+        check_row(generator, row, prompt, output.clone(), &mut verdict)?;
+    }
+    Ok(verdict)
+}
+
+fn check_row(
+    generator: &Generator,
+    row: usize,
+    prompt: &[u32],
+    mut output: Vec<u32>,
+    verdict: &mut Verdict,
+) -> Result<()> {
+    verdict.tokens += output.len();
+    while let Some(found) = first_difference(generator.model(), prompt, &output)? {
+        if found.margin >= TIE {
+            verdict.diverged_rows += 1;
+            let logits = logits_of(generator, prompt, &output[..found.step])?;
+            let differences = logits.iter().zip(&found.logits).map(|(a, b)| f64::from((a - b).abs()));
+            let max_logit_diff = differences.fold(0.0, f64::max);
+            let divergence = Divergence { row, step: found.step, margin: found.margin, max_logit_diff };
+            verdict.first_divergence.get_or_insert(divergence);
+            return Ok(());
+        }
+        verdict.ties += 1;
+        let wanted = output.len();
+        output.truncate(found.step);
+        output.push(found.id);
+        continue_greedily(generator, prompt, &mut output, wanted)?;
+    }
+    Ok(())
+}
+
+/// Where naive decoding chooses another token.
+struct Difference {
+    step: usize,
+    id: u32,
+    margin: f64,
+    logits: Vec<f32>,
+}
+
+fn first_difference(model: &Gpt2, prompt: &[u32], output: &[u32]) -> Result<Option<Difference>> {
+    let Some((_, fed)) = output.split_last() else { return Ok(None) };
+    let sequence = [prompt, fed].concat();
+    let mut cache = model.cache(CacheStorage::Growing, 1, sequence.len().min(model.config().n_positions))?;
+    let hidden = model.hidden_states(&TokenBatch::new(&[sequence], model)?, &mut cache)?; // [1, T, d]
+    for start in (0..output.len()).step_by(HEAD_CHUNK) {
+        let count = HEAD_CHUNK.min(output.len() - start);
+        let logits = model.head(hidden.clone().narrow(1, prompt.len() - 1 + start, count))?; // [1, n, V]
+        let logits = logits.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
+        for (at, logits) in logits.chunks_exact(model.config().vocab_size).enumerate() {
+            let step = start + at;
+            let id = likeliest(logits);
+            if id != output[step] as usize {
+                let margin = f64::from(logits[id] - logits[output[step] as usize]);
+                return Ok(Some(Difference { step, id: id as u32, margin, logits: logits.to_vec() }));
+            }
+        }
+    }
+    Ok(None)
+}
+
+/// The decoder's own logits behind `fed`, computed as it does: the prompt, then a token at a time.
+fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f32>> {
+    let mut decoding = decoding(generator, prompt.len() + fed.len())?;
+    let mut window = prompt.to_vec();
+    let mut logits = decoding.next_logits(&[&window])?;
+    for &id in fed {
+        window.push(id);
+        logits = decoding.next_logits(&[&window])?;
+    }
+    Ok(logits)
+}
+
+/// Lets the decoder go on behind `output` until that has `wanted` tokens.
+fn continue_greedily(generator: &Generator, prompt: &[u32], output: &mut Vec<u32>, wanted: usize) -> Result<()> {
+    let mut decoding = decoding(generator, prompt.len() + wanted)?;
+    let mut window = [prompt, output].concat();
+    while output.len() < wanted {
+        let id = likeliest(&decoding.next_logits(&[&window])?) as u32;
+        window.push(id);
+        output.push(id);
+    }
+    Ok(())
+}
+
+fn decoding(generator: &Generator, tokens: usize) -> Result<Decoding<'_>> {
+    let model = generator.model();
+    let capacity = tokens.min(model.config().n_positions);
+    Decoding::new(model, generator.decoder(), 1, capacity, generator.cache_dtype())
+}
+
+/// The first of the largest, which is what greedy sampling chooses.
+fn likeliest(logits: &[f32]) -> usize {
+    (1..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best })
+}

@@ -1,0 +1,9 @@
+//! Measuring: whether decoders agree, what a process holds, and figures of a sample.
+
+mod agree;
+mod memory;
+mod summary;
+
+pub use agree::{Divergence, TIE, Verdict, check_greedy};
+pub use memory::{ProcessMemory, process_memory, reset_peak_memory};
+pub use summary::{median, quantile};
