@@ -13,10 +13,16 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+#[cfg(feature = "flex")]
+mod flex;
+mod matrix;
+mod ops;
 mod threads;
 
 use burn::tensor::{DType, Device};
 
+pub use matrix::{PackedMatrix, attend, attend_shared, has_kernels};
+pub use ops::Gpt2Ops;
 pub use threads::Threads;
 
 /// A device that cannot be had, or cannot do what is asked of it.

@@ -1,0 +1,254 @@
+//! `softmax(q k^T / sqrt D) v` over the keys that each query sees, in place in the cache.
+//!
+//! Every query of every head is computed by itself, over its own keys and no others: there is no mask, and what stands
+//! behind a row's end is not read. Keys and values are each read once. Sums have an order that depends on the number of
+//! keys alone: 16 partial sums over the width of a head for a score, 16 over the keys for the softmax's denominator, and
+//! one chain over the keys for each element of the result.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::lanes::{LANES, add, exp, largest, load, max, mul, mul_add, splat, store, sub, sum, with_width};
+use super::output::Output;
+
+/// A `[B, H, N, D]` tensor whose last dimension is contiguous.
+#[derive(Clone, Copy)]
+pub struct View<'a, E> {
+    /// The whole buffer.
+    pub elements: &'a [E],
+    /// Where element `[0, 0, 0, 0]` is.
+    pub start: usize,
+    /// Elements from one row, head and position to the next; a row's is 0 where one row stands for all.
+    pub strides: [usize; 3],
+}
+
+impl<'a, E> View<'a, E> {
+    fn position(&self, row: usize, head: usize, position: usize, head_dim: usize) -> &'a [E] {
+        let [of_row, of_head, of_position] = self.strides;
+        &self.elements[self.start + row * of_row + head * of_head + position * of_position..][..head_dim]
+    }
+}
+
+/// Consecutive keys and values; a query sees `visible` of them.
+#[derive(Clone, Copy)]
+pub struct Segment<'a, E> {
+    /// `[B, H, N, D]`.
+    pub keys: View<'a, E>,
+    /// `[B, H, N, D]`.
+    pub values: View<'a, E>,
+}
+
+/// What is attended with, and over.
+#[derive(Clone, Copy)]
+pub struct Attention<'a, E> {
+    /// `[B, H, T, D]`.
+    pub query: View<'a, f32>,
+    /// Keys that every query sees, and how many there are.
+    pub shared: Option<(Segment<'a, E>, usize)>,
+    /// Keys of which query t of row b sees the first `past[b] + t + 1`.
+    pub own: Segment<'a, E>,
+    /// Own keys of each row before those of the queries.
+    pub past: &'a [usize],
+    /// Own keys that there are; a query behind the end of a shorter row sees no more than that.
+    pub keys: usize,
+    /// `[B, H, T, D]`.
+    pub shape: [usize; 4],
+}
+
+/// Multiplications below which threads cost more than they bring.
+const WORTH_THREADS: usize = 1 << 16;
+
+/// Queries of a head that are one thread's work.
+const QUERY_BLOCK: usize = 16;
+
+/// Attends; the result is `[B, T, H D]`.
+///
+/// # Panics
+///
+/// If a view does not hold what the shape says.
+pub fn attend<E: Element>(attention: Attention<'_, E>, out: &mut [f32]) {
+    let [batch, heads, time, head_dim] = attention.shape;
+    assert_eq!(out.len(), batch * heads * time * head_dim, "elements of the result");
+    if out.is_empty() {
+        return;
+    }
+    let blocks = time.div_ceil(QUERY_BLOCK);
+    let arch = Arch::new();
+    let width = heads * head_dim;
+    let out = Output::new(out, width);
+    let work = |scratch: &mut Scratch, task: usize| {
+        // Long queries first: in a prefill the last ones see the most keys.
+        let (block, row, head) = (blocks - 1 - task / (batch * heads), task / heads % batch, task % heads);
+        for t in block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(time) {
+            arch.dispatch(Query { attention: &attention, row, head, t, scratch, out });
+        }
+    };
+    let tasks = blocks * batch * heads;
+    let shared = attention.shared.map_or(0, |(_, count)| count);
+    if tasks * QUERY_BLOCK.min(time) * (attention.keys + shared) * head_dim < WORTH_THREADS {
+        let mut scratch = Scratch::default();
+        return (0..tasks).for_each(|task| work(&mut scratch, task));
+    }
+    (0..tasks).into_par_iter().for_each_init(Scratch::default, work);
+}
+
+/// What a thread keeps from query to query.
+#[derive(Default)]
+struct Scratch {
+    /// The query, scaled, and filled up to whole lanes.
+    query: Vec<f32>,
+    /// A score, then a weight, for each key, filled up to whole lanes.
+    scores: Vec<f32>,
+}
+
+/// One query of one head.
+struct Query<'a, 's, E> {
+    attention: &'a Attention<'a, E>,
+    row: usize,
+    head: usize,
+    t: usize,
+    scratch: &'s mut Scratch,
+    out: Output<'a>,
+}
+
+impl<E: Element> WithSimd for Query<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        with_width!(simd: S, E => one_query(self))
+    }
+}
+
+#[allow(unsafe_code)]
+#[inline(always)]
+fn one_query<S: Simd, const V: usize, E: Element>(simd: S, task: Query<'_, '_, E>) {
+    let Query { attention, row, head, t, scratch, out } = task;
+    let [_, _, _, head_dim] = attention.shape;
+    let own = (attention.past[row] + t + 1).min(attention.keys);
+    let shared = match attention.shared {
+        Some((_, count)) => count,
+        None => 0,
+    };
+    let count = shared + own;
+    scale(attention.query.position(row, head, t, head_dim), &mut scratch.query);
+    scratch.scores.clear();
+    scratch.scores.resize(count.next_multiple_of(LANES), f32::NEG_INFINITY);
+
+    let (query, _) = scratch.query.as_chunks::<LANES>();
+    let (of_shared, of_own) = scratch.scores.split_at_mut(shared);
+    if let Some((segment, _)) = &attention.shared {
+        score::<S, V, E>(simd, query, &segment.keys, [row, head, head_dim], of_shared);
+    }
+    score::<S, V, E>(simd, query, &attention.own.keys, [row, head, head_dim], &mut of_own[..own]);
+    let scale = 1.0 / softmax::<S, V>(simd, &mut scratch.scores, count);
+
+    // SAFETY: no other task has this row, head and query.
+    let out = unsafe { out.row_part(row * attention.shape[2] + t, head * head_dim, head_dim) };
+    let (of_shared, of_own) = scratch.scores.split_at(shared);
+    let shared = attention.shared.as_ref().map(|(segment, _)| segment.values);
+    let parts = [(shared, of_shared), (Some(attention.own.values), &of_own[..own])];
+    let mut column = 0;
+    while head_dim - column >= 4 * LANES {
+        weigh::<S, V, E, 4>(simd, parts, [row, head, column, head_dim], scale, &mut out[column..column + 4 * LANES]);
+        column += 4 * LANES;
+    }
+    while column < head_dim {
+        let end = (column + LANES).min(head_dim);
+        weigh::<S, V, E, 1>(simd, parts, [row, head, column, head_dim], scale, &mut out[column..end]);
+        column = end;
+    }
+}
+
+/// The query divided by the root of its width, and zeros up to whole lanes.
+#[inline(always)]
+fn scale(query: &[f32], out: &mut Vec<f32>) {
+    let divisor = (query.len() as f32).sqrt();
+    out.clear();
+    out.resize(query.len().next_multiple_of(LANES), 0.0);
+    for i in 0..query.len() {
+        out[i] = query[i] / divisor;
+    }
+}
+
+/// Scores of as many keys as there is room for.
+#[inline(always)]
+fn score<S: Simd, const V: usize, E: Element>(
+    simd: S,
+    query: &[[f32; LANES]],
+    keys: &View<'_, E>,
+    [row, head, head_dim]: [usize; 3],
+    scores: &mut [f32],
+) {
+    for position in 0..scores.len() {
+        let key = keys.position(row, head, position, head_dim);
+        let mut total = splat::<S, V>(simd, 0.0);
+        for chunk in 0..query.len() {
+            let key = lanes_at(key, chunk * LANES);
+            total = mul_add(simd, load(simd, &query[chunk]), load(simd, &key), total);
+        }
+        scores[position] = sum(simd, total);
+    }
+}
+
+/// Makes `count` scores, and the minus infinities behind them, weights that are yet to be divided by their sum, which it
+/// returns.
+#[inline(always)]
+fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [f32], count: usize) -> f32 {
+    let (chunks, _) = scores.as_chunks_mut::<LANES>();
+    let mut most = splat::<S, V>(simd, f32::NEG_INFINITY);
+    for chunk in chunks.iter() {
+        most = max(simd, load(simd, chunk), most);
+    }
+    let most = splat::<S, V>(simd, largest(simd, most));
+    let mut total = splat::<S, V>(simd, 0.0);
+    for chunk in chunks.iter_mut() {
+        let weights = exp(simd, sub(simd, load(simd, chunk), most));
+        total = add(simd, total, weights);
+        store(simd, weights, chunk);
+    }
+    debug_assert!(scores[count..].iter().all(|weight| *weight == 0.0 || weight.is_nan()));
+    sum(simd, total)
+}
+
+/// `C` times 16 columns of the weighted sum of values, from `column` on; `out` may end before them.
+#[inline(always)]
+fn weigh<S: Simd, const V: usize, E: Element, const C: usize>(
+    simd: S,
+    parts: [(Option<View<'_, E>>, &[f32]); 2],
+    [row, head, column, head_dim]: [usize; 4],
+    scale: f32,
+    out: &mut [f32],
+) {
+    let mut totals = [splat::<S, V>(simd, 0.0); C];
+    for (values, weights) in parts {
+        let Some(values) = values else { continue };
+        for position in 0..weights.len() {
+            let weight = splat::<S, V>(simd, weights[position]);
+            let value = values.position(row, head, position, head_dim);
+            for chunk in 0..C {
+                let value = lanes_at(value, column + chunk * LANES);
+                totals[chunk] = mul_add(simd, load(simd, &value), weight, totals[chunk]);
+            }
+        }
+    }
+    for chunk in 0..C {
+        let mut lanes = [0.0; LANES];
+        store(simd, mul(simd, totals[chunk], splat(simd, scale)), &mut lanes);
+        let (from, to) = (chunk * LANES, out.len().min((chunk + 1) * LANES));
+        out[from..to].copy_from_slice(&lanes[..to - from]);
+    }
+}
+
+/// Sixteen elements from `start` on, zeros where there are no more.
+#[inline(always)]
+fn lanes_at<E: Element>(elements: &[E], start: usize) -> [f32; LANES] {
+    if let Some(lanes) = elements.get(start..start + LANES).and_then(|lanes| lanes.as_array()) {
+        return E::widen::<LANES>(lanes);
+    }
+    let mut lanes = [E::zeroed(); LANES];
+    let rest = &elements[start..];
+    lanes[..rest.len()].copy_from_slice(rest);
+    E::widen(&lanes)
+}

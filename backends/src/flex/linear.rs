@@ -1,0 +1,286 @@
+//! `x W + b` for any number of rows, with one order of adding.
+//!
+//! The weights lie in tiles of 32 columns, a tile's elements in the order in which they are read, so that a product
+//! streams them once from end to end. A tile is multiplied with up to 12 rows at a time whose 12 x 32 sums stay in
+//! registers over the whole length of the columns. So each element of the result is one chain of fused multiply-adds from
+//! the first to the last input, whatever the number of rows or threads: its bits do not depend on the company it is
+//! computed in. With one row the memory is the limit, with many the multipliers; nothing else is written for either case.
+
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+use super::element::Element;
+use super::gelu::gelu;
+use super::lanes::{LANES, with_width};
+use super::output::Output;
+
+/// Columns of a tile.
+pub const TILE: usize = 32;
+
+/// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
+const MOST_ROWS: usize = 12;
+
+/// Rows of `x` between which threads can be switched, so that there is work for all where there are few tiles.
+const ROW_BLOCK: usize = 10 * MOST_ROWS;
+
+/// Tiles for a thread are dealt in this many portions, since threads are not equally fast.
+const PORTIONS: usize = 4;
+
+/// Below as many multiplications threads cost more than they bring.
+const WORTH_THREADS: usize = 200_000;
+
+/// Number of elements of `[inputs, outputs]` in tiles.
+pub fn packed_len(inputs: usize, outputs: usize) -> usize {
+    outputs.div_ceil(TILE) * TILE * inputs
+}
+
+/// Puts a matrix into tiles: `at(input, output)` is an element; columns behind the last are 0.
+pub fn pack<E: Element>(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> E + Sync) -> Vec<E> {
+    let mut tiles = vec![E::zeroed(); packed_len(inputs, outputs)];
+    tiles.par_chunks_exact_mut(TILE * inputs.max(1)).enumerate().for_each(|(tile, elements)| {
+        let columns = TILE.min(outputs - tile * TILE);
+        for (input, row) in elements.chunks_exact_mut(TILE).enumerate() {
+            for (column, element) in row[..columns].iter_mut().enumerate() {
+                *element = at(input, tile * TILE + column);
+            }
+        }
+    });
+    tiles
+}
+
+/// A matrix in tiles.
+#[derive(Clone, Copy)]
+pub struct Packed<'a, E> {
+    tiles: &'a [E],
+    inputs: usize,
+    outputs: usize,
+}
+
+impl<'a, E: Element> Packed<'a, E> {
+    /// What [`pack`] made of `[inputs, outputs]`.
+    ///
+    /// # Panics
+    ///
+    /// If there are not as many elements.
+    pub fn new(tiles: &'a [E], inputs: usize, outputs: usize) -> Self {
+        assert_eq!(tiles.len(), packed_len(inputs, outputs), "elements of a packed [{inputs}, {outputs}]");
+        Self { tiles, inputs, outputs }
+    }
+
+    /// Column `output` of the matrix, an element for each input.
+    pub fn column(&self, output: usize) -> impl Iterator<Item = E> + 'a {
+        let tile = &self.tiles[output / TILE * TILE * self.inputs..][..TILE * self.inputs];
+        tile.iter().skip(output % TILE).step_by(TILE).copied()
+    }
+}
+
+/// What is done with a sum before it is written.
+#[derive(Clone, Copy, Default)]
+pub struct Epilogue<'a> {
+    /// Added to each row: `[outputs]`.
+    pub bias: Option<&'a [f32]>,
+    /// Put through GELU in its tanh form.
+    pub gelu: bool,
+    /// Added in the end: `[rows, outputs]`.
+    pub residual: Option<&'a [f32]>,
+}
+
+/// `out = x W`, and what `epilogue` says; `x` is `[rows, inputs]`, `out` is `[rows, outputs]`.
+///
+/// # Panics
+///
+/// If the lengths do not fit together.
+pub fn linear<E: Element>(x: &[f32], weights: Packed<'_, E>, epilogue: Epilogue<'_>, out: &mut [f32]) {
+    let Packed { inputs, outputs, .. } = weights;
+    if outputs == 0 {
+        return assert!(out.is_empty(), "length of the result");
+    }
+    let rows = out.len() / outputs;
+    assert_eq!((x.len(), out.len()), (rows * inputs, rows * outputs), "lengths of x and of the result");
+    assert!(epilogue.bias.is_none_or(|bias| bias.len() == outputs), "length of the bias");
+    assert!(epilogue.residual.is_none_or(|residual| residual.len() == out.len()), "length of the residual");
+    if rows == 0 {
+        return;
+    }
+
+    let groups = Groups::new(x, rows, inputs);
+    let blocks: Vec<&[Group]> = groups.groups.chunks((ROW_BLOCK / groups.size).max(1)).collect();
+    let tiles = outputs.div_ceil(TILE);
+    let portion = tiles.div_ceil(PORTIONS * rayon::current_num_threads()).max(1);
+    let portions = tiles.div_ceil(portion);
+    let out = Output::new(out, outputs);
+    let (arch, interleaved) = (Arch::new(), groups.interleaved(x));
+    let work = |task: usize| {
+        let (tiles_from, block) = (task / blocks.len() * portion, blocks[task % blocks.len()]);
+        for tile in tiles_from..(tiles_from + portion).min(tiles) {
+            arch.dispatch(Tile { tile, weights, groups: block, interleaved, epilogue, out });
+        }
+    };
+    let tasks = portions * blocks.len();
+    // A weight costs about as much to read as to multiply with three rows.
+    if inputs * outputs * (rows + 3) < WORTH_THREADS {
+        return (0..tasks).for_each(work);
+    }
+    (0..tasks).into_par_iter().for_each(work);
+}
+
+/// Rows `first..first + rows` of `x`.
+struct Group {
+    first: usize,
+    rows: usize,
+}
+
+/// `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the second ones...
+struct Groups {
+    groups: Vec<Group>,
+    /// Rows of a group, but for the last.
+    size: usize,
+    /// None: `x` itself, a row a group.
+    elements: Option<Vec<f32>>,
+}
+
+impl Groups {
+    fn new(x: &[f32], rows: usize, inputs: usize) -> Self {
+        let most = Arch::new().dispatch(MostRows);
+        // Evenly: 13 rows are 7 and 6, since few rows at a time leave multipliers idle.
+        let size = rows.div_ceil(rows.div_ceil(most));
+        let groups: Vec<Group> =
+            (0..rows).step_by(size).map(|first| Group { first, rows: size.min(rows - first) }).collect();
+        if size == 1 || inputs == 0 {
+            return Self { groups, size, elements: None };
+        }
+        let mut elements = vec![0.0; x.len()];
+        elements.par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs)).for_each(|(to, from)| {
+            let rows = from.len() / inputs;
+            for (row, from) in from.chunks_exact(inputs).enumerate() {
+                for (to, from) in to[row..].iter_mut().step_by(rows).zip(from) {
+                    *to = *from;
+                }
+            }
+        });
+        Self { groups, size, elements: Some(elements) }
+    }
+
+    fn interleaved<'a>(&'a self, x: &'a [f32]) -> &'a [f32] {
+        self.elements.as_deref().unwrap_or(x)
+    }
+}
+
+/// How many rows' sums fit the registers.
+struct MostRows;
+
+impl WithSimd for MostRows {
+    type Output = usize;
+
+    fn with_simd<S: Simd>(self, _: S) -> usize {
+        match S::F32_LANES {
+            16 => MOST_ROWS,
+            8 | 4 => 3,
+            _ => 1,
+        }
+    }
+}
+
+/// One tile of the weights with the rows of some groups.
+struct Tile<'a, E> {
+    tile: usize,
+    weights: Packed<'a, E>,
+    groups: &'a [Group],
+    interleaved: &'a [f32],
+    epilogue: Epilogue<'a>,
+    out: Output<'a>,
+}
+
+impl<E: Element> WithSimd for Tile<'_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => tile::<S, E, 2>(simd, self),
+            8 => tile::<S, E, 4>(simd, self),
+            4 => tile::<S, E, 8>(simd, self),
+            _ => tile::<S, E, TILE>(simd, self),
+        }
+    }
+}
+
+/// `V` registers hold a row of the tile.
+#[inline(always)]
+fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
+    let inputs = task.weights.inputs;
+    let (weights, _) = task.weights.tiles[task.tile * TILE * inputs..][..TILE * inputs].as_chunks::<TILE>();
+    for group in task.groups {
+        let x = &task.interleaved[group.first * inputs..][..group.rows * inputs];
+        macro_rules! for_rows {
+            ($($rows:literal)*) => {
+                match group.rows {
+                    $($rows => {
+                        let sums = product::<S, E, V, $rows>(simd, x.as_chunks().0, weights);
+                        finish(simd, &task, group.first, sums);
+                    })*
+                    rows => unreachable!("{rows} rows at a time"),
+                }
+            };
+        }
+        for_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
+    }
+}
+
+/// Sums of `R` rows and the columns of a tile, in the order of the inputs.
+#[inline(always)]
+fn product<S: Simd, E: Element, const V: usize, const R: usize>(
+    simd: S,
+    x: &[[f32; R]],
+    weights: &[[E; TILE]],
+) -> [[f32; TILE]; R] {
+    let mut sums = [[simd.splat_f32s(0.0); V]; R];
+    for (x, weights) in x.iter().zip(weights) {
+        let weights = E::widen(weights);
+        let (weights, _) = S::as_simd_f32s(&weights);
+        for row in 0..R {
+            let x = simd.splat_f32s(x[row]);
+            for v in 0..V {
+                sums[row][v] = simd.mul_add_f32s(weights[v], x, sums[row][v]);
+            }
+        }
+    }
+    let mut out = [[0.0; TILE]; R];
+    for row in 0..R {
+        let (out, _) = S::as_mut_simd_f32s(&mut out[row]);
+        out[..V].copy_from_slice(&sums[row]);
+    }
+    out
+}
+
+#[allow(unsafe_code)]
+#[inline(always)]
+fn finish<S: Simd, E: Element, const R: usize>(simd: S, task: &Tile<'_, E>, first: usize, sums: [[f32; TILE]; R]) {
+    let (column, outputs) = (task.tile * TILE, task.weights.outputs);
+    let columns = TILE.min(outputs - column);
+    for row in 0..R {
+        let mut sums = sums[row];
+        if let Some(bias) = task.epilogue.bias {
+            add(&mut sums, &bias[column..column + columns]);
+        }
+        if task.epilogue.gelu {
+            for chunk in sums.as_chunks_mut::<LANES>().0 {
+                with_width!(simd: S => gelu(chunk));
+            }
+        }
+        if let Some(residual) = task.epilogue.residual {
+            let start = (first + row) * outputs + column;
+            add(&mut sums, &residual[start..start + columns]);
+        }
+        // SAFETY: tasks differ in their tile, which decides the columns, or in their groups, which decide the rows.
+        let out = unsafe { task.out.row_part(first + row, column, columns) };
+        out.copy_from_slice(&sums[..columns]);
+    }
+}
+
+#[inline(always)]
+fn add(sums: &mut [f32; TILE], other: &[f32]) {
+    for column in 0..other.len() {
+        sums[column] += other[column];
+    }
+}

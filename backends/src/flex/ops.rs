@@ -1,0 +1,182 @@
+//! The kernels behind [`Gpt2Ops`].
+
+use burn::backend::Flex;
+use burn::backend::TensorMetadata;
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::tensor::{DType, TensorData, bf16, f16};
+
+use super::attend::{Attention, Segment, View, attend};
+use super::element::Element;
+use super::linear::{Epilogue, Packed, linear, pack};
+use crate::ops::{Gpt2Ops, default};
+
+type Tensor = FloatTensor<Flex>;
+
+/// Runs `$body` with `$E` as the Rust type of `$dtype`, or `$otherwise` if there are no kernels for it or not `$if`.
+macro_rules! with_element {
+    ($dtype:expr, $E:ident if $if:expr => $body:expr, _ => $otherwise:expr) => {
+        match $dtype {
+            _ if !$if => $otherwise,
+            DType::F32 => {
+                type $E = f32;
+                $body
+            }
+            DType::F16 => {
+                type $E = f16;
+                $body
+            }
+            DType::BF16 => {
+                type $E = bf16;
+                $body
+            }
+            _ => $otherwise,
+        }
+    };
+}
+
+impl Gpt2Ops for Flex {
+    fn pack(matrix: Tensor) -> Tensor {
+        let [inputs, outputs] = matrix.shape().dims();
+        with_element!(matrix.dtype(), E if true => {
+            let [of_input, of_output] = *matrix.layout().strides() else { unreachable!("a matrix has two dimensions") };
+            let (elements, start) = (matrix.storage::<E>(), matrix.layout().start_offset() as isize);
+            let at = |input: usize, output: usize| {
+                elements[(start + input as isize * of_input + output as isize * of_output) as usize]
+            };
+            let tiles = pack::<E>(inputs, outputs, at);
+            let count = outputs.div_ceil(crate::ops::TILE);
+            Tensor::from_data(TensorData::new(tiles, [count, inputs, crate::ops::TILE]))
+        }, _ => default::pack::<Self>(matrix))
+    }
+
+    fn packed_linear(x: Tensor, tiles: Tensor, bias: Tensor, outputs: usize, gelu: bool) -> Tensor {
+        let is_f32 = x.dtype() == DType::F32 && bias.dtype() == DType::F32;
+        with_element!(tiles.dtype(), E if is_f32 => {
+            let bias = bias.to_contiguous();
+            let epilogue = Epilogue { bias: Some(elements(&bias)), gelu, residual: None };
+            product::<E>(x, &tiles, outputs, epilogue)
+        }, _ => default::packed_linear::<Self>(x, tiles, bias, outputs, gelu))
+    }
+
+    fn packed_linear_add(x: Tensor, tiles: Tensor, bias: Tensor, residual: Tensor) -> Tensor {
+        let [_, outputs] = residual.shape().dims();
+        let is_f32 = [&x, &bias, &residual].iter().all(|tensor| tensor.dtype() == DType::F32);
+        with_element!(tiles.dtype(), E if is_f32 => {
+            let (bias, residual) = (bias.to_contiguous(), residual.to_contiguous());
+            let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: false, residual: Some(elements(&residual)) };
+            product::<E>(x, &tiles, outputs, epilogue)
+        }, _ => default::packed_linear_add::<Self>(x, tiles, bias, residual))
+    }
+
+    fn packed_columns(tiles: Tensor, ids: IntTensor<Self>) -> Tensor {
+        let [count, inputs, width] = tiles.shape().dims();
+        with_element!(tiles.dtype(), E if true => {
+            let packed = Packed::new(elements::<E>(&tiles), inputs, count * width);
+            let ids = integers(&ids);
+            let columns = ids.iter().flat_map(|&id| packed.column(id)).map(|x| E::widen(&[x])[0]);
+            Tensor::from_data(TensorData::new(columns.collect::<Vec<f32>>(), [ids.len(), inputs]))
+        }, _ => default::packed_columns::<Self>(tiles, ids))
+    }
+
+    fn attend(query: Tensor, keys: Tensor, values: Tensor, past: IntTensor<Self>) -> Tensor {
+        attend_over(query, None, keys, values, past)
+    }
+
+    fn attend_shared(
+        query: Tensor,
+        shared_keys: Tensor,
+        shared_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        past: IntTensor<Self>,
+    ) -> Tensor {
+        attend_over(query, Some((shared_keys, shared_values)), keys, values, past)
+    }
+}
+
+fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epilogue<'_>) -> Tensor {
+    let [rows, inputs] = x.shape().dims();
+    let x = x.to_contiguous();
+    let mut out = vec![0.0; rows * outputs];
+    linear(elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
+    Tensor::from_data(TensorData::new(out, [rows, outputs]))
+}
+
+fn attend_over(
+    query: Tensor,
+    shared: Option<(Tensor, Tensor)>,
+    keys: Tensor,
+    values: Tensor,
+    past: IntTensor<Flex>,
+) -> Tensor {
+    let [batch, heads, time, head_dim] = query.shape().dims();
+    let [_, _, count, _] = keys.shape().dims();
+    let dtype = keys.dtype();
+    let mut cached = vec![&values];
+    cached.extend(shared.iter().flat_map(|(keys, values)| [keys, values]));
+    let is_fit = query.dtype() == DType::F32 && cached.iter().all(|tensor| tensor.dtype() == dtype);
+    with_element!(dtype, E if is_fit => {
+        let (query, keys, values) = (rows_contiguous(query), rows_contiguous(keys), rows_contiguous(values));
+        let shared = shared.map(|(keys, values)| (rows_contiguous(keys), rows_contiguous(values)));
+        let past = integers(&past);
+        let attention = Attention {
+            query: view::<f32>(&query),
+            shared: shared.as_ref().map(|(keys, values)| {
+                let [_, _, count, _] = keys.shape().dims();
+                (Segment { keys: view::<E>(keys), values: view(values) }, count)
+            }),
+            own: Segment { keys: view(&keys), values: view(&values) },
+            past: &past,
+            keys: count,
+            shape: [batch, heads, time, head_dim],
+        };
+        let mut out = vec![0.0; batch * time * heads * head_dim];
+        attend(attention, &mut out);
+        Tensor::from_data(TensorData::new(out, [batch, time, heads * head_dim]))
+    }, _ => match shared {
+        Some((shared_keys, shared_values)) => {
+            default::attend_shared::<Flex>(query, shared_keys, shared_values, keys, values, past)
+        }
+        None => default::attend::<Flex>(query, keys, values, past),
+    })
+}
+
+/// The same with its last dimension contiguous, and no stride that is negative.
+fn rows_contiguous(tensor: Tensor) -> Tensor {
+    let strides = tensor.layout().strides();
+    let fits = strides.last() == Some(&1) && strides.iter().all(|stride| *stride >= 0);
+    if fits { tensor } else { tensor.to_contiguous() }
+}
+
+/// A `[B, H, N, D]` tensor in place; a row of one for a batch of many is repeated.
+fn view<E: Element>(tensor: &Tensor) -> View<'_, E> {
+    let [of_row, of_head, of_position, _] = *tensor.layout().strides() else {
+        unreachable!("keys, values and queries have four dimensions")
+    };
+    let [rows, _, _, _] = tensor.shape().dims::<4>();
+    let of_row = if rows == 1 { 0 } else { of_row };
+    let strides = [of_row, of_head, of_position].map(|stride| stride as usize);
+    View { elements: tensor.storage(), start: tensor.layout().start_offset(), strides }
+}
+
+/// The elements of a contiguous tensor.
+fn elements<E: Stored>(tensor: &Tensor) -> &[E] {
+    let (start, end) = tensor.layout().contiguous_offsets().expect("the tensor was made contiguous");
+    &tensor.storage()[start..end]
+}
+
+/// A type of elements, of weights or others.
+trait Stored: burn::tensor::Element + bytemuck::Pod {}
+
+impl<E: burn::tensor::Element + bytemuck::Pod> Stored for E {}
+
+fn integers(tensor: &IntTensor<Flex>) -> Vec<usize> {
+    let tensor = tensor.to_contiguous();
+    match tensor.dtype() {
+        DType::I32 => elements::<i32>(&tensor).iter().map(|&x| x as usize).collect(),
+        _ => {
+            let data = tensor.into_data().convert::<i64>();
+            data.as_slice::<i64>().map(|ints| ints.iter().map(|&x| x as usize).collect()).unwrap_or_default()
+        }
+    }
+}

@@ -1,0 +1,141 @@
+//! The operations of [`Gpt2Ops`](super::Gpt2Ops) as compositions of burn's.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, TensorMetadata};
+use burn::tensor::{BoolStore, DType, Shape, Slice};
+
+use super::TILE;
+
+/// See [`Gpt2Ops::pack`](super::Gpt2Ops::pack).
+pub fn pack<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
+    let [inputs, outputs] = matrix.shape().dims();
+    let tiles = outputs.div_ceil(TILE);
+    let (dtype, device) = (matrix.dtype(), matrix.device());
+    let filled = match tiles * TILE - outputs {
+        0 => matrix,
+        spare => {
+            let zeros = B::float_zeros(Shape::new([inputs, spare]), &device, dtype.into());
+            B::float_cat(vec![matrix, zeros], 1)
+        }
+    };
+    let tiled = B::float_reshape(filled, Shape::new([inputs, tiles, TILE]));
+    let order = [1, 0, 2];
+    let tiled = B::float_permute(tiled, &order);
+    // A tensor of its own: a permuted view of the matrix would not be what streams.
+    let zeros = B::float_zeros(Shape::new([tiles, inputs, TILE]), &device, dtype.into());
+    B::float_add(zeros, tiled)
+}
+
+/// See [`Gpt2Ops::packed_linear`](super::Gpt2Ops::packed_linear).
+pub fn packed_linear<B: Backend>(
+    x: FloatTensor<B>,
+    tiles: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    outputs: usize,
+    gelu: bool,
+) -> FloatTensor<B> {
+    let dtype = x.dtype();
+    let product = B::float_matmul(x, unpack::<B>(tiles, outputs, dtype));
+    let sum = B::float_add(product, B::float_reshape(bias, Shape::new([1, outputs])));
+    if gelu { gelu_tanh::<B>(sum) } else { sum }
+}
+
+/// See [`Gpt2Ops::packed_linear_add`](super::Gpt2Ops::packed_linear_add).
+pub fn packed_linear_add<B: Backend>(
+    x: FloatTensor<B>,
+    tiles: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    residual: FloatTensor<B>,
+) -> FloatTensor<B> {
+    let [_, outputs] = residual.shape().dims();
+    B::float_add(packed_linear::<B>(x, tiles, bias, outputs, false), residual)
+}
+
+/// See [`Gpt2Ops::packed_columns`](super::Gpt2Ops::packed_columns).
+pub fn packed_columns<B: Backend>(tiles: FloatTensor<B>, ids: IntTensor<B>) -> FloatTensor<B> {
+    let [count, _, _] = tiles.shape().dims();
+    let matrix = unpack::<B>(tiles, count * TILE, DType::F32);
+    B::float_transpose(B::float_select(matrix, 1, ids))
+}
+
+/// See [`Gpt2Ops::attend`](super::Gpt2Ops::attend).
+pub fn attend<B: Backend>(
+    query: FloatTensor<B>,
+    keys: FloatTensor<B>,
+    values: FloatTensor<B>,
+    past: IntTensor<B>,
+) -> FloatTensor<B> {
+    let scores = masked_scores::<B>(query, keys, past);
+    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), values))
+}
+
+/// See [`Gpt2Ops::attend_shared`](super::Gpt2Ops::attend_shared).
+pub fn attend_shared<B: Backend>(
+    query: FloatTensor<B>,
+    shared_keys: FloatTensor<B>,
+    shared_values: FloatTensor<B>,
+    keys: FloatTensor<B>,
+    values: FloatTensor<B>,
+    past: IntTensor<B>,
+) -> FloatTensor<B> {
+    let [batch, _, _, _] = query.shape().dims::<4>();
+    let of_all = |shared: FloatTensor<B>| {
+        let [_, heads, count, head_dim] = shared.shape().dims();
+        B::float_expand(shared, Shape::new([batch, heads, count, head_dim]))
+    };
+    let [_, _, _, head_dim] = query.shape().dims();
+    let scaled = B::float_div_scalar(query.clone(), (head_dim as f64).sqrt().into());
+    let of_shared = B::float_matmul(scaled, B::float_swap_dims(of_all(shared_keys), 2, 3));
+    let scores = B::float_cat(vec![of_shared, masked_scores::<B>(query, keys, past)], 3);
+    let values = B::float_cat(vec![of_all(shared_values), values], 2);
+    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), values))
+}
+
+/// `[inputs, outputs]` of a packed matrix.
+fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> FloatTensor<B> {
+    let [count, inputs, _] = tiles.shape().dims();
+    let order = [1, 0, 2];
+    let wide = B::float_reshape(B::float_permute(tiles, &order), Shape::new([inputs, count * TILE]));
+    let matrix = B::float_slice(wide, &[Slice::from(0..inputs), Slice::from(0..outputs)]);
+    if matrix.dtype() == dtype { matrix } else { B::float_cast(matrix, dtype.into()) }
+}
+
+fn gelu_tanh<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let slope = 2.0 * (2.0 / std::f64::consts::PI).sqrt();
+    let square = B::float_mul(x.clone(), x.clone());
+    let inner = B::float_add_scalar(B::float_mul_scalar(square, (0.044_715 * slope).into()), slope.into());
+    let twice_u = B::float_mul(inner, x.clone());
+    let denominator = B::float_add_scalar(B::float_exp(B::float_neg(twice_u)), 1.0.into());
+    B::float_div(x, denominator)
+}
+
+/// `q k^T / sqrt D`, minus infinity where a key is behind the query.
+fn masked_scores<B: Backend>(query: FloatTensor<B>, keys: FloatTensor<B>, past: IntTensor<B>) -> FloatTensor<B> {
+    let [batch, heads, time, head_dim] = query.shape().dims();
+    let [_, _, count, _] = keys.shape().dims();
+    let query = B::float_div_scalar(query, (head_dim as f64).sqrt().into());
+    let scores = B::float_matmul(query, B::float_swap_dims(keys, 2, 3)); // [B, H, T, L]
+
+    let (device, dtype) = (past.device(), past.dtype());
+    let shape = Shape::new([batch, heads, time, count]);
+    let ramp = |len: usize| B::int_arange(0..len as i64, &device, dtype.into());
+    let wide =
+        |ints: IntTensor<B>, dims: [usize; 4]| B::int_expand(B::int_reshape(ints, Shape::new(dims)), shape.clone());
+    let limit = B::int_add(wide(past, [batch, 1, 1, 1]), wide(ramp(time), [1, 1, time, 1]));
+    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, BoolStore::Native.into());
+    B::float_mask_fill(scores, hidden, f64::NEG_INFINITY.into())
+}
+
+/// Over the last of four dimensions.
+fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
+    let most = B::float_max_dim(scores.clone(), 3);
+    let weights = B::float_exp(B::float_sub(scores, most));
+    let total = B::float_sum_dim(weights.clone(), 3);
+    B::float_div(weights, total)
+}
+
+/// `[B, H, T, D]` to `[B, T, H D]`.
+fn merge_heads<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let [batch, heads, time, head_dim] = x.shape().dims();
+    B::float_reshape(B::float_swap_dims(x, 1, 2), Shape::new([batch, time, heads * head_dim]))
+}

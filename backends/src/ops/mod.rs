@@ -1,0 +1,74 @@
+//! [`Gpt2Ops`]: what a GPT-2 needs beyond burn's own operations.
+//!
+//! Default bodies compose burn's operations, so that every backend has all of it; a backend with kernels overrides them.
+
+use burn::backend::tensor::{FloatTensor, IntTensor};
+use burn::backend::{Backend, backend_extension};
+
+pub(crate) mod default;
+
+/// Columns of a tile of a packed matrix.
+pub(crate) const TILE: usize = 32;
+
+/// Operations on packed matrices and key-value caches.
+///
+/// A packed matrix `[inputs, outputs]` is a tensor `[tiles, inputs, 32]`: each tile has 32 columns, those behind the last
+/// are 0.
+#[backend_extension(Flex: cfg(feature = "flex"))]
+pub trait Gpt2Ops: Backend {
+    /// Packs a matrix `[inputs, outputs]`.
+    fn pack(matrix: FloatTensor<Self>) -> FloatTensor<Self> {
+        default::pack::<Self>(matrix)
+    }
+
+    /// `gelu?(x W + b)`: `x` is `[N, inputs]`, `tiles` a packed matrix with `outputs` columns, `bias` `[outputs]`; GELU
+    /// is that of the tanh form.
+    fn packed_linear(
+        x: FloatTensor<Self>,
+        tiles: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        outputs: usize,
+        gelu: bool,
+    ) -> FloatTensor<Self> {
+        default::packed_linear::<Self>(x, tiles, bias, outputs, gelu)
+    }
+
+    /// `x W + b + residual`, with `residual` `[N, outputs]` and the rest as for [`packed_linear`](Self::packed_linear).
+    fn packed_linear_add(
+        x: FloatTensor<Self>,
+        tiles: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        default::packed_linear_add::<Self>(x, tiles, bias, residual)
+    }
+
+    /// Columns `ids`, `[N]`, of a packed matrix, as rows `[N, inputs]` in f32.
+    fn packed_columns(tiles: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        default::packed_columns::<Self>(tiles, ids)
+    }
+
+    /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of
+    /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`.
+    fn attend(
+        query: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        past: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        default::attend::<Self>(query, keys, values, past)
+    }
+
+    /// As [`attend`](Self::attend), over shared keys before each row's own: `shared_keys` and `shared_values` are
+    /// `[1, H, S, D]`, and every query sees all of them.
+    fn attend_shared(
+        query: FloatTensor<Self>,
+        shared_keys: FloatTensor<Self>,
+        shared_values: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        past: IntTensor<Self>,
+    ) -> FloatTensor<Self> {
+        default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past)
+    }
+}
