@@ -27,6 +27,13 @@ pub enum Error {
         source: serde_json::Error,
     },
 
+    /// A model whose weights are packed for inference was to be changed or written.
+    #[error("a prepared model cannot be {what}: do that before `prepare`")]
+    Prepared {
+        /// What was to be done.
+        what: &'static str,
+    },
+
     /// A prompt holds no token.
     #[error("prompt {index} is empty: at least one token is needed")]
     EmptyPrompt {

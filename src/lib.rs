@@ -11,6 +11,7 @@ pub mod measure;
 pub mod model;
 pub mod perplexity;
 pub mod sampling;
+mod summary;
 pub mod tokenizer;
 
 pub use burn;
@@ -20,7 +21,7 @@ pub use config::{Activation, Gpt2Config};
 pub use error::{Error, Result};
 pub use gpt2_burn_backends as backends;
 pub use gpt2_burn_backends::Threads;
-pub use model::{Gpt2, Logits, TokenBatch};
+pub use model::{Gpt2, Logits, TokenBatch, WeightFormat};
 
 /// The device of this name, for instance `flex` for the CPU.
 ///

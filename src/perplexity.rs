@@ -90,7 +90,9 @@ impl Gpt2 {
                 // Ids are compared as numbers on the host: the models may live on different devices.
                 greedy += agreeing(p.clone().argmax(2), q.clone().argmax(2))? as f64;
                 let (p, q) = (activation::softmax(p, 2), activation::softmax(q, 2).to_device(&self.device()));
-                sampled += finite(sum(p.min_pair(q))?, window.end)?;
+                // The smaller of a number and NaN can come out as the number: a sum does not.
+                finite(sum(p.clone() + q.clone())?, window.end)?;
+                sampled += sum(p.min_pair(q))?;
             }
             progress(window.end);
         }
@@ -123,7 +125,7 @@ impl Gpt2 {
     }
 
     /// Hidden states of the last `scored` inputs.
-    fn scored_states(&self, inputs: &[u32], scored: usize) -> Result<ScoredStates<'_>> {
+    pub(crate) fn scored_states(&self, inputs: &[u32], scored: usize) -> Result<ScoredStates<'_>> {
         let mut cache = self.cache(CacheStorage::Growing, 1, inputs.len())?;
         let hidden = self.hidden_states(&TokenBatch::new(&[inputs], self)?, &mut cache)?; // [1, T, d]
         Ok(ScoredStates { model: self, hidden: hidden.narrow(1, inputs.len() - scored, scored) })
@@ -131,14 +133,14 @@ impl Gpt2 {
 }
 
 /// Hidden states, `[1, n, d]`, of which the head makes logits some at a time.
-struct ScoredStates<'a> {
+pub(crate) struct ScoredStates<'a> {
     model: &'a Gpt2,
     hidden: Tensor<3>,
 }
 
 impl ScoredStates<'_> {
     /// `[1, count, V]`, in f32: a sum over a vocabulary is too much for a half.
-    fn logits(&self, start: usize, count: usize) -> Result<Tensor<3>> {
+    pub(crate) fn logits(&self, start: usize, count: usize) -> Result<Tensor<3>> {
         Ok(self.model.head(self.hidden.clone().narrow(1, start, count))?.cast(DType::F32))
     }
 }
@@ -177,7 +179,8 @@ impl Window {
     }
 }
 
-fn chunks(count: usize) -> impl Iterator<Item = (usize, usize)> {
+/// Stretches of positions `(start, count)` whose logits are computed at a time.
+pub(crate) fn chunks(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).step_by(HEAD_CHUNK).map(move |start| (start, HEAD_CHUNK.min(count - start)))
 }
 

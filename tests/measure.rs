@@ -7,7 +7,7 @@ use gpt2_burn::burn::module::Param;
 use gpt2_burn::burn::tensor::Tensor;
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::{TIE, check_greedy};
-use gpt2_burn::{Error, Gpt2};
+use gpt2_burn::{Error, Gpt2, Gpt2Config};
 
 fn prompts() -> Vec<Vec<u32>> {
     vec![vec![1, 2, 3, 4, 5], vec![7], vec![9, 10, 11]]
@@ -47,15 +47,13 @@ fn a_wrong_token_is_found_where_it_is() {
     }
 }
 
-/// A model for which ids `2 n` and `2 n + 1` are so nearly the same that either can come out likelier.
+/// A model for which ids `2 n` and `2 n + 1` are nearly equally likely, and mean something else when they are read.
 fn model_with_twins() -> Gpt2 {
-    let mut model = random_model(small_config());
-    let weight = model.wte.weight.val();
-    let [vocab_size, width] = weight.dims();
-    let rows: Vec<Tensor<2>> = (0..vocab_size).map(|id| weight.clone().narrow(0, id - id % 2, 1)).collect();
-    let twins = Tensor::cat(rows, 0);
-    let nearly = Tensor::ones([vocab_size, width], &model.device());
-    model.wte.weight = Param::from_tensor(twins + nearly * 1e-8);
+    let mut model = random_model(Gpt2Config { tie_word_embeddings: false, vocab_size: 60, ..small_config() });
+    let head = model.lm_head.as_mut().unwrap();
+    let weight = head.weight.val();
+    let row = |id: usize| weight.clone().narrow(0, id - id % 2, 1) + 1e-6 * (id % 2) as f64;
+    head.weight = Param::from_tensor(Tensor::cat((0..60).map(row).collect(), 0));
     model
 }
 
@@ -63,12 +61,26 @@ fn model_with_twins() -> Gpt2 {
 fn a_tie_is_counted_and_the_rest_is_compared_behind_naive_decodings_token() {
     let generator = generator(model_with_twins(), Decoder::default());
     let right = ids_of(&generator, &greedy(&prompts(), 15));
+    let ties = check_greedy(&generator, &prompts(), &right).unwrap().ties;
     let mut other = right.clone();
-    other[1][4] ^= 1; // its twin; behind it the decoder is asked to go on from naive decoding's token
+    // The twin, and what would follow nothing: behind a tie the decoder is asked again.
+    other[1][4] ^= 1;
+    other[1][5..].fill(0);
     let verdict = check_greedy(&generator, &prompts(), &other).unwrap();
     assert!(verdict.is_equal(), "{:?}", verdict.first_divergence);
-    assert_eq!(verdict.ties, 1);
+    assert_eq!(verdict.ties, ties + 1);
     const { assert!(TIE == 1e-4) };
+    // Not a twin: a difference.
+    other[1][4] = (right[1][4] + 2) % 60;
+    assert!(!check_greedy(&generator, &prompts(), &other).unwrap().is_equal());
+}
+
+#[test]
+fn logits_that_are_no_numbers_are_not_called_equal() {
+    let mut model = random_model(small_config());
+    model.ln_f.gamma = Param::from_tensor(model.ln_f.gamma.val() * f32::NAN);
+    let found = check_greedy(&generator(model, Decoder::Naive), &prompts(), &[vec![1, 2], vec![3], vec![]]);
+    assert!(matches!(found, Err(Error::NotFinite { prompt: 0, .. })), "{found:?}");
 }
 
 #[test]
@@ -77,7 +89,10 @@ fn what_cannot_be_compared_is_an_error() {
     let check = |prompts: &[Vec<u32>], outputs: &[Vec<u32>]| check_greedy(&generator, prompts, outputs).unwrap_err();
     assert!(matches!(check(&prompts(), &[vec![1]]), Error::Mismatch { .. }));
     assert!(matches!(check(&[vec![]], &[vec![1]]), Error::EmptyPrompt { index: 0 }));
-    assert!(matches!(check(&[vec![1]], &[vec![2, 99]]), Error::TokenOutOfRange { id: 99, position: 1, .. }));
-    assert!(matches!(check(&[vec![99]], &[vec![2]]), Error::TokenOutOfRange { id: 99, .. }));
-    assert!(matches!(check(&[vec![1; 20]], &[vec![2; 6]]), Error::ContextOverflow { tokens: 25, .. }));
+    assert!(matches!(check(&[vec![1]], &[vec![2, 99]]), Error::TokenOutOfRange { id: 99, position: 2, .. }));
+    let two = |second: Vec<u32>| [vec![1], second];
+    let error = check(&two(vec![99]), &two(vec![2]));
+    assert!(matches!(error, Error::TokenOutOfRange { id: 99, row: 1, position: 0, .. }), "{error}");
+    let error = check(&two(vec![1; 20]), &two(vec![2; 6]));
+    assert!(matches!(error, Error::ContextOverflow { row: 1, tokens: 25, .. }), "{error}");
 }

@@ -26,6 +26,7 @@ fn alone(test: &str, value: &str, measure: impl FnOnce(&str)) {
     let child = Command::new(std::env::current_exe().unwrap())
         .args(["--exact", test, "--nocapture"])
         .env(CHILD, value)
+        .env("RAYON_NUM_THREADS", "2") // each thread has a stack and an arena that it touches when it likes
         .output()
         .unwrap();
     let printed = String::from_utf8_lossy(&child.stdout);

@@ -3,9 +3,9 @@
 mod common;
 
 use common::{logits_of, random_model, small_config};
-use gpt2_burn::Error;
 use gpt2_burn::burn::module::Param;
 use gpt2_burn::sampling::log_softmax;
+use gpt2_burn::{Error, Gpt2Config};
 
 #[test]
 fn every_token_is_scored_once_in_the_first_window_that_reaches_it() {
@@ -28,6 +28,42 @@ fn every_token_is_scored_once_in_the_first_window_that_reaches_it() {
         assert_eq!(result.tokens, ids.len() - 1);
         assert!(told.is_sorted() && told.last() == Some(&(ids.len() - 1)));
     }
+}
+
+#[test]
+fn agreement_is_what_the_two_distributions_say() {
+    let target = random_model(small_config());
+    let draft = random_model(Gpt2Config { n_layer: 1, n_positions: 16, ..small_config() });
+    let ids: Vec<u32> = (0..70).map(|n| (n * n + 7 * n) % 61).collect();
+    for stride in [16, 5] {
+        let (mut greedy, mut sampled) = (0, 0.0);
+        for position in 1..ids.len() {
+            let start = (0..position).step_by(stride).find(|start| position <= start + 16).unwrap();
+            let logits = [&target, &draft].map(|model| logits_of(model, &ids[start..position]).pop().unwrap());
+            let likeliest = |logits: &[f32]| (0..61).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+            greedy += usize::from(likeliest(&logits[0]) == likeliest(&logits[1]));
+            let [p, q] = logits.map(|logits| log_softmax(&logits));
+            sampled += p.iter().zip(&q).map(|(p, q)| p.exp().min(q.exp())).sum::<f64>();
+        }
+        let found = target.agreement(&draft, &ids, stride, |_| {}).unwrap();
+        assert!((found.sampled - sampled / 69.0).abs() < 1e-5, "{} and {}", found.sampled, sampled / 69.0);
+        assert_eq!((found.greedy, found.tokens), (greedy as f64 / 69.0, 69));
+        assert!(greedy > 0 && greedy < 69, "nothing to tell apart");
+    }
+    let itself = target.agreement(&target, &ids, 24, |_| {}).unwrap();
+    assert!(itself.greedy == 1.0 && (itself.sampled - 1.0).abs() < 1e-5);
+
+    for broken_is_draft in [false, true] {
+        let mut broken = random_model(small_config());
+        broken.ln_f.gamma = Param::from_tensor(broken.ln_f.gamma.val() * f32::NAN);
+        let (target, draft) = if broken_is_draft { (&target, &broken) } else { (&broken, &target) };
+        assert!(matches!(target.agreement(draft, &ids, 5, |_| {}), Err(Error::NotFinite { .. })));
+    }
+
+    let other = random_model(Gpt2Config { vocab_size: 60, ..small_config() });
+    assert!(matches!(target.agreement(&other, &ids, 5, |_| {}), Err(Error::Mismatch { .. })));
+    assert!(matches!(target.agreement(&draft, &ids, 17, |_| {}), Err(Error::Mismatch { .. })));
+    assert!(matches!(target.agreement(&draft, &[1], 5, |_| {}), Err(Error::Mismatch { .. })));
 }
 
 #[test]

@@ -13,10 +13,8 @@ pub struct LayerCache {
 
 impl LayerCache {
     pub fn zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
-        // Written, not only asked for: an operating system gives zeros out as promises, and the memory would be found
-        // missing in the middle of a text.
-        let zeros = || Tensor::ones(shape, (device, dtype)) * 0.0;
-        Self { held: Some(Segment { keys: zeros(), values: zeros() }) }
+        let buffer = || written_zeros(shape, dtype, device);
+        Self { held: Some(Segment { keys: buffer(), values: buffer() }) }
     }
 
     pub fn bytes(&self) -> usize {
@@ -89,13 +87,19 @@ impl LayerCache {
     }
 }
 
+/// Zeros that were written and not only asked for: an operating system gives zeros out as promises, and the memory would
+/// be found missing in the middle of a text.
+fn written_zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
+    Tensor::ones(shape, (device, dtype)) * 0.0
+}
+
 /// `buffer[.., ..filled]` in a buffer that is `capacity` long; itself if it is.
 fn extend(buffer: Tensor<4>, filled: usize, capacity: usize) -> Tensor<4> {
     let [batch, heads, held, head_dim] = buffer.dims();
     if held == capacity {
         return buffer;
     }
-    let longer = Tensor::zeros([batch, heads, capacity, head_dim], (&buffer.device(), buffer.dtype()));
+    let longer = written_zeros([batch, heads, capacity, head_dim], buffer.dtype(), &buffer.device());
     match filled {
         0 => longer,
         _ => longer.slice_assign([0..batch, 0..heads, 0..filled, 0..head_dim], buffer.narrow(2, 0, filled)),

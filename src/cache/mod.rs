@@ -241,6 +241,9 @@ impl KvCache {
     ///
     /// [`Error::Mismatch`] if there is no such row, or the address space cannot hold so many.
     pub fn fork(&mut self, row: usize, times: usize) -> Result<()> {
+        if row >= self.batch() {
+            return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
+        }
         check_size(self.shape, self.batch().saturating_add(times), self.capacity, self.dtype)?;
         let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
         self.gather(&rows)
@@ -299,16 +302,14 @@ impl KvCache {
     }
 
     /// Writes the new keys and values, `[B, H, T, D]`, of one layer behind what each row holds, and returns all of
-    /// them, `[B, H, L, D]` with L the longest row. The lengths change only with [`advance`](Self::advance).
+    /// them in the cache's element type, `[B, H, L, D]` with L the longest row. The lengths change only with [`advance`](Self::advance).
     pub(crate) fn append(&mut self, layer: usize, new: Segment, new_lens: &[usize]) -> Segment {
-        let computed_in = new.keys.dtype();
         let new = new.cast(self.dtype);
         let layer = &mut self.layers[layer];
-        let all = match self.storage {
+        match self.storage {
             CacheStorage::Preallocated => layer.write(new, &self.lens, new_lens),
             CacheStorage::Growing => layer.grow(new, &self.lens, new_lens),
-        };
-        all.cast(computed_in)
+        }
     }
 
     /// Makes the tokens that were appended to every layer count.

@@ -45,6 +45,7 @@ impl Gpt2 {
     ///
     /// [`Error::Mismatch`] for an element type that is none of the three, [`Error::Io`] if writing fails.
     pub fn save(&self, folder: impl AsRef<Path>, options: SaveOptions) -> Result<()> {
+        self.check_unprepared("saved")?;
         let folder = folder.as_ref();
         let (dtype, torch_name) = match options.dtype {
             DType::F32 => (Dtype::F32, "float32"),

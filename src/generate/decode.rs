@@ -36,6 +36,11 @@ impl fmt::Display for Decoder {
 pub struct Decoding<'a> {
     model: &'a Gpt2,
     /// None: naive.
+    storage: Option<CacheStorage>,
+    batch: usize,
+    capacity: usize,
+    dtype: DType,
+    /// Made with the first logits, so that what it costs is a part of what they cost.
     cache: Option<KvCache>,
     computed_tokens: usize,
 }
@@ -43,18 +48,24 @@ pub struct Decoding<'a> {
 impl<'a> Decoding<'a> {
     /// For `batch` rows of up to `capacity` tokens; a cache holds its keys and values in `dtype`.
     pub fn new(model: &'a Gpt2, decoder: &Decoder, batch: usize, capacity: usize, dtype: DType) -> Result<Self> {
-        let cache = match decoder {
+        let storage = match decoder {
             Decoder::Naive => None,
-            Decoder::Kv(storage) => {
-                Some(KvCache::new(model.config(), *storage, batch, capacity, dtype, &model.device())?)
-            }
+            Decoder::Kv(storage) => Some(*storage),
         };
-        Ok(Self { model, cache, computed_tokens: 0 })
+        if storage.is_some() && model.is_deterministic() && dtype != DType::F32 {
+            let what = "element type of the cache in the deterministic mode";
+            return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
+        }
+        Ok(Self { model, storage, batch, capacity, dtype, cache: None, computed_tokens: 0 })
     }
 
     /// Logits behind each row's window, one row after the other. What of a window is in the cache is not computed
     /// again.
     pub fn next_logits(&mut self, windows: &[&[u32]]) -> Result<Vec<f32>> {
+        if let (Some(storage), None) = (self.storage, &self.cache) {
+            let (config, device) = (self.model.config(), self.model.device());
+            self.cache = Some(KvCache::new(config, storage, self.batch, self.capacity, self.dtype, &device)?);
+        }
         self.refill(windows)?;
         let logits = match &mut self.cache {
             Some(cache) => {

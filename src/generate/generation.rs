@@ -71,7 +71,6 @@ impl<'a> Generation<'a> {
         let report = Report {
             decoder: generator.decoder.clone(),
             prompt_tokens: prompts.iter().map(Vec::len).sum(),
-            kv_bytes: decoding.kv_bytes(),
             ..Report::default()
         };
         let mut generation = Self {
@@ -163,12 +162,7 @@ impl<'a> Generation<'a> {
         let logits = if is_prefill { self.prefill()? } else { self.decode()? };
         self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
         self.report.computed_tokens = self.decoding.computed_tokens();
-        if is_prefill {
-            self.report.prefill_seconds = started.elapsed().as_secs_f64();
-            self.state = State::Decode;
-        }
-
-        let choosing = Instant::now();
+        self.state = State::Decode;
         let live = std::mem::take(&mut self.live);
         for (&row, logits) in live.iter().zip(logits.chunks_exact(vocab_size)) {
             self.choose(row, logits)?;
@@ -182,10 +176,10 @@ impl<'a> Generation<'a> {
             self.decoding.gather(&kept)?;
             self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
         }
+        let seconds = started.elapsed().as_secs_f64();
         if is_prefill {
-            self.report.decode_seconds += choosing.elapsed().as_secs_f64();
+            self.report.prefill_seconds = seconds;
         } else {
-            let seconds = started.elapsed().as_secs_f64();
             self.report.decode_seconds += seconds;
             self.report.step_seconds.push(seconds);
         }

@@ -63,7 +63,7 @@ impl Generator {
     }
 
     /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
-    /// and rounds them, so tokens can differ from naive decoding's.
+    /// and rounds them, so tokens can differ from naive decoding's; the deterministic mode refuses any but f32.
     ///
     /// # Errors
     ///

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::Decoder;
-use crate::measure::median;
+use crate::summary::median;
 
 /// Why a completion ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,11 +98,11 @@ pub struct Report {
     pub new_tokens: usize,
     /// Tokens that went through the model, prompts and new ones; a cache is there to make them few.
     pub computed_tokens: usize,
-    /// Seconds from the start to the logits of every prompt's last token.
+    /// Seconds from the start to the first token of every row: the time to first token.
     pub prefill_seconds: f64,
-    /// Seconds of everything after that: choosing tokens and computing the logits that follow them.
+    /// Seconds of everything after that: the sum of the steps'.
     pub decode_seconds: f64,
-    /// Seconds of each decode step, in order; a step gives every live row a token.
+    /// Seconds of each decode step after that, in order; a step gives every live row a token.
     pub step_seconds: Vec<f64>,
     /// Most bytes that the key-value cache had reserved; 0 without one.
     pub kv_bytes: usize,

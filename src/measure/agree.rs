@@ -2,20 +2,19 @@
 
 use crate::generate::Generator;
 use crate::generate::decode::Decoding;
-use crate::{CacheStorage, Error, Gpt2, Result, TokenBatch};
+use crate::perplexity::chunks;
+use crate::sampling::Sampling;
+use crate::{Error, Gpt2, Result};
 
 /// Where naive decoding preferred its token to the decoder's by less than this, it is a tie: shapes change the order of
 /// sums, and with it the last digits of a logit.
 pub const TIE: f64 = 1e-4;
 
-/// Positions whose logits are computed at a time.
-const HEAD_CHUNK: usize = 64;
-
 /// How a decoder's tokens compare with naive decoding's, greedy, over all rows.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Verdict {
-    /// Tokens compared.
+    /// Tokens of all rows; those behind a row's first difference were not compared.
     pub tokens: usize,
     /// Tokens that differed by a [`TIE`]; comparing went on from naive decoding's token.
     pub ties: usize,
@@ -42,7 +41,8 @@ pub struct Divergence {
     pub step: usize,
     /// Naive decoding's logit of its own token, less that of the decoder's.
     pub margin: f64,
-    /// Largest difference of any logit at that step.
+    /// Largest difference of any logit at that step, with the row computed again by itself; where that is tiny, the row
+    /// differs only in its batch.
     pub max_logit_diff: f64,
 }
 
@@ -54,25 +54,37 @@ pub struct Divergence {
 /// # Errors
 ///
 /// [`Error::Mismatch`] if there are not as many outputs as prompts; [`Error::EmptyPrompt`],
-/// [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`] if a row is longer than the context: what slid is not compared.
+/// [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`] if a row is longer than the context: what slid is not compared;
+/// [`Error::NotFinite`] if logits are no numbers.
 pub fn check_greedy(generator: &Generator, prompts: &[Vec<u32>], outputs: &[Vec<u32>]) -> Result<Verdict> {
     if prompts.len() != outputs.len() {
         return Err(Error::mismatch("outputs to compare", prompts.len(), outputs.len()));
     }
-    let vocab_size = generator.model().config().vocab_size;
     for (row, (prompt, output)) in prompts.iter().zip(outputs).enumerate() {
-        if prompt.is_empty() {
-            return Err(Error::EmptyPrompt { index: row });
-        }
-        if let Some(position) = output.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(Error::TokenOutOfRange { id: output[position], row, position, vocab_size });
-        }
+        check_ids(generator.model(), row, prompt, output)?;
     }
     let mut verdict = Verdict::default();
     for (row, (prompt, output)) in prompts.iter().zip(outputs).enumerate() {
         check_row(generator, row, prompt, output.clone(), &mut verdict)?;
     }
     Ok(verdict)
+}
+
+fn check_ids(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) -> Result<()> {
+    let (vocab_size, n_positions) = (model.config().vocab_size, model.config().n_positions);
+    if prompt.is_empty() {
+        return Err(Error::EmptyPrompt { index: row });
+    }
+    let ids = || prompt.iter().chain(output);
+    if let Some((position, &id)) = ids().enumerate().find(|(_, id)| **id as usize >= vocab_size) {
+        return Err(Error::TokenOutOfRange { id, row, position, vocab_size });
+    }
+    // The last token is never fed back.
+    let tokens = ids().count() - usize::from(!output.is_empty());
+    if tokens > n_positions {
+        return Err(Error::ContextOverflow { row, tokens, n_positions });
+    }
+    Ok(())
 }
 
 fn check_row(
@@ -83,7 +95,7 @@ fn check_row(
     verdict: &mut Verdict,
 ) -> Result<()> {
     verdict.tokens += output.len();
-    while let Some(found) = first_difference(generator.model(), prompt, &output)? {
+    while let Some(found) = first_difference(generator.model(), row, prompt, &output)? {
         if found.margin >= TIE {
             verdict.diverged_rows += 1;
             let logits = logits_of(generator, prompt, &output[..found.step])?;
@@ -97,7 +109,7 @@ fn check_row(
         let wanted = output.len();
         output.truncate(found.step);
         output.push(found.id);
-        continue_greedily(generator, prompt, &mut output, wanted)?;
+        continue_greedily(generator, row, prompt, &mut output, wanted)?;
     }
     Ok(())
 }
@@ -110,21 +122,18 @@ struct Difference {
     logits: Vec<f32>,
 }
 
-fn first_difference(model: &Gpt2, prompt: &[u32], output: &[u32]) -> Result<Option<Difference>> {
+fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) -> Result<Option<Difference>> {
     let Some((_, fed)) = output.split_last() else { return Ok(None) };
-    let sequence = [prompt, fed].concat();
-    let mut cache = model.cache(CacheStorage::Growing, 1, sequence.len().min(model.config().n_positions))?;
-    let hidden = model.hidden_states(&TokenBatch::new(&[sequence], model)?, &mut cache)?; // [1, T, d]
-    for start in (0..output.len()).step_by(HEAD_CHUNK) {
-        let count = HEAD_CHUNK.min(output.len() - start);
-        let logits = model.head(hidden.clone().narrow(1, prompt.len() - 1 + start, count))?; // [1, n, V]
+    let states = model.scored_states(&[prompt, fed].concat(), output.len())?;
+    for (start, count) in chunks(output.len()) {
+        let logits = states.logits(start, count)?; // [1, n, V]
         let logits = logits.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
         for (at, logits) in logits.chunks_exact(model.config().vocab_size).enumerate() {
             let step = start + at;
-            let id = likeliest(logits);
-            if id != output[step] as usize {
-                let margin = f64::from(logits[id] - logits[output[step] as usize]);
-                return Ok(Some(Difference { step, id: id as u32, margin, logits: logits.to_vec() }));
+            let id = likeliest(logits, row, prompt.len() + step)?;
+            if id != output[step] {
+                let margin = f64::from(logits[id as usize]) - f64::from(logits[output[step] as usize]);
+                return Ok(Some(Difference { step, id, margin, logits: logits.to_vec() }));
             }
         }
     }
@@ -144,11 +153,17 @@ fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f
 }
 
 /// Lets the decoder go on behind `output` until that has `wanted` tokens.
-fn continue_greedily(generator: &Generator, prompt: &[u32], output: &mut Vec<u32>, wanted: usize) -> Result<()> {
+fn continue_greedily(
+    generator: &Generator,
+    row: usize,
+    prompt: &[u32],
+    output: &mut Vec<u32>,
+    wanted: usize,
+) -> Result<()> {
     let mut decoding = decoding(generator, prompt.len() + wanted)?;
     let mut window = [prompt, output].concat();
     while output.len() < wanted {
-        let id = likeliest(&decoding.next_logits(&[&window])?) as u32;
+        let id = likeliest(&decoding.next_logits(&[&window])?, row, window.len())?;
         window.push(id);
         output.push(id);
     }
@@ -161,7 +176,8 @@ fn decoding(generator: &Generator, tokens: usize) -> Result<Decoding<'_>> {
     Decoding::new(model, generator.decoder(), 1, capacity, generator.cache_dtype())
 }
 
-/// The first of the largest, which is what greedy sampling chooses.
-fn likeliest(logits: &[f32]) -> usize {
-    (1..logits.len()).fold(0, |best, id| if logits[id] > logits[best] { id } else { best })
+fn likeliest(logits: &[f32], row: usize, position: usize) -> Result<u32> {
+    let distribution = Sampling::greedy().distribution(logits, &[]);
+    let distribution = distribution.map_err(|_| Error::NotFinite { prompt: row, sample: 0, position })?;
+    Ok(distribution.sample(0.0))
 }

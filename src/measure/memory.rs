@@ -32,14 +32,15 @@ mod tests {
     #[test]
     fn what_is_allocated_is_resident_and_stays_the_peak() {
         let before = process_memory().unwrap();
-        let held = vec![1_u8; 64 << 20];
+        let held = std::hint::black_box(vec![1_u8; 64 << 20]);
         let during = process_memory().unwrap();
-        assert!(during.resident - before.resident > 60 << 20, "{before:?} {during:?} {}", held.len());
-        drop(held);
+        assert!(during.resident > before.resident + (50 << 20), "{before:?} {during:?}");
+        drop(std::hint::black_box(held));
         let after = process_memory().unwrap();
-        assert!(after.peak >= during.resident);
+        // The system counts in portions.
+        assert!(after.peak + (8 << 20) > during.resident, "{during:?} {after:?}");
         if reset_peak_memory() {
-            assert!(process_memory().unwrap().peak < after.peak);
+            assert!(process_memory().unwrap().peak + (32 << 20) < after.peak);
         }
     }
 }

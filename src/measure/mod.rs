@@ -2,8 +2,7 @@
 
 mod agree;
 mod memory;
-mod summary;
 
+pub use crate::summary::{median, quantile};
 pub use agree::{Divergence, TIE, Verdict, check_greedy};
 pub use memory::{ProcessMemory, process_memory, reset_peak_memory};
-pub use summary::{median, quantile};

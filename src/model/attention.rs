@@ -5,9 +5,10 @@ use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, DType, Device, Tensor, activation};
 
 use super::apart::queries_apart;
+use super::span::Mode;
 use super::{Linear, Span};
-use crate::Gpt2Config;
 use crate::cache::KvCache;
+use crate::{Gpt2Config, backends};
 
 /// Multi-head causal self-attention (Vaswani et al., *Attention Is All You Need*, 2017, section 3.2).
 #[derive(Module, Debug)]
@@ -52,17 +53,35 @@ impl CausalSelfAttention {
         }
     }
 
-    /// `[B T, d]` to `[B T, d]`: appends the new keys and values to the cache, then attends over it.
-    pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
+    /// Appends the keys and values of `x`, `[B T, d]`, to the cache, attends over it, and adds the result to the residual
+    /// stream, `[B T, d]`.
+    pub(super) fn forward(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        span: &Span,
+        cache: &mut KvCache,
+        layer: usize,
+    ) -> Tensor<2> {
         let [rows, width] = x.dims();
         let [query, keys, values] = self.project(x, span); // 3 x [B, H, T, D]
         let own = cache.append(layer, Segment { keys, values }, span.new_lens()); // [B, H, L, D]
-        let y = match span.is_apart() {
-            true => queries_apart(&query, &own, span.past(), |q, own| attend(q, None, own, None, &self.attn_dropout)),
-            false => attend(query, None, own, span.hidden(), &self.attn_dropout),
-        }; // [B, H, T, D]
-        let y = y.swap_dims(1, 2).reshape([rows, width]); // [B T, d]
-        self.resid_dropout.forward(self.c_proj.forward(y, span.is_apart()))
+        let dtype = query.dtype();
+        let y = match span.mode() {
+            Mode::Kernels { past } => {
+                backends::attend(query, own.keys, own.values, past.clone()).reshape([rows, width]) // [B T, d]
+            }
+            Mode::Apart => {
+                let each = |query, own| attend(query, None, own, None, &self.attn_dropout);
+                queries_apart(&query, &own.cast(dtype), span.past(), each).swap_dims(1, 2).reshape([rows, width]) // [B T, d]
+            }
+            Mode::Together { hidden } => {
+                attend(query, None, own.cast(dtype), hidden.clone(), &self.attn_dropout)
+                    .swap_dims(1, 2)
+                    .reshape([rows, width]) // [B T, d]
+            }
+        };
+        self.c_proj.forward_add(y, residual, &self.resid_dropout, span.is_apart())
     }
 
     /// Query, key and value, each `[B, H, T, D]`, of `[B T, d]`.

@@ -33,7 +33,7 @@ impl Block {
 
     /// `[B T, d]` to `[B T, d]`; the new keys and values go to layer `layer` of the cache.
     pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
-        let x = x.clone() + self.attn.forward(self.ln_1.forward(x), span, cache, layer);
-        x.clone() + self.mlp.forward(self.ln_2.forward(x), span.is_apart())
+        let x = self.attn.forward(self.ln_1.forward(x.clone()), x, span, cache, layer);
+        self.mlp.forward(self.ln_2.forward(x.clone()), x, span.is_apart())
     }
 }

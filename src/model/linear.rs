@@ -1,17 +1,24 @@
 //! [`Linear`]: the linear layers of the blocks.
 
 use burn::module::{Initializer, Module, Param};
+use burn::nn::Dropout;
 use burn::tensor::{Device, Tensor, module};
 
 use super::apart::rows_apart;
+use super::gelu::gelu;
+use super::prepare::Packed;
+use crate::config::Activation;
 
 /// `x W + b`.
 #[derive(Module, Debug)]
 pub struct Linear {
     /// `[d_input, d_output]`, as GPT-2's checkpoints store it.
-    weight: Param<Tensor<2>>,
+    pub(super) weight: Param<Tensor<2>>,
     /// `[d_output]`; none for models without biases.
-    bias: Option<Param<Tensor<1>>>,
+    pub(super) bias: Option<Param<Tensor<1>>>,
+    /// What stands for the weight in a prepared model.
+    #[module(skip)]
+    pub(super) packed: Option<Packed>,
 }
 
 impl Linear {
@@ -20,12 +27,32 @@ impl Linear {
         Self {
             weight: weight.init([d_input, d_output], device),
             bias: bias.then(|| Initializer::Zeros.init([d_output], device)),
+            packed: None,
         }
     }
 
     /// `[N, d_input]` to `[N, d_output]`; row by row if `apart`.
     pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
+        if let Some(Packed { matrix, bias }) = &self.packed {
+            return matrix.linear(x, bias.clone(), false);
+        }
         let product = |x| module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val));
         rows_apart(x, apart, product)
+    }
+
+    /// The same, put through GELU.
+    pub(super) fn forward_gelu(&self, x: Tensor<2>, form: Activation, apart: bool) -> Tensor<2> {
+        match (&self.packed, form) {
+            (Some(Packed { matrix, bias }), Activation::GeluTanh) => matrix.linear(x, bias.clone(), true),
+            _ => gelu(self.forward(x, apart), form),
+        }
+    }
+
+    /// The same, through dropout, added to the residual stream, `[N, d_output]`.
+    pub(super) fn forward_add(&self, x: Tensor<2>, residual: Tensor<2>, dropout: &Dropout, apart: bool) -> Tensor<2> {
+        match &self.packed {
+            Some(Packed { matrix, bias }) => matrix.linear_add(x, bias.clone(), residual),
+            None => residual + dropout.forward(self.forward(x, apart)),
+        }
     }
 }

@@ -4,7 +4,7 @@ use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Device, Tensor};
 
-use super::{Linear, gelu};
+use super::Linear;
 use crate::Gpt2Config;
 use crate::config::Activation;
 
@@ -14,7 +14,7 @@ pub struct Mlp {
     /// Up: `[d, inner]`.
     pub(super) c_fc: Linear,
     /// Down: `[inner, d]`.
-    c_proj: Linear,
+    pub(super) c_proj: Linear,
     dropout: Dropout,
     #[module(skip)]
     activation: Activation,
@@ -31,9 +31,9 @@ impl Mlp {
         }
     }
 
-    /// `[N, d]` to `[N, d]`; row by row if `apart`.
-    pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
-        let x = gelu(self.c_fc.forward(x, apart), self.activation); // [N, inner]
-        self.dropout.forward(self.c_proj.forward(x, apart)) // [N, d]
+    /// Adds to the residual stream, `[N, d]`, what it makes of `x`, `[N, d]`; row by row if `apart`.
+    pub(super) fn forward(&self, x: Tensor<2>, residual: Tensor<2>, apart: bool) -> Tensor<2> {
+        let x = self.c_fc.forward_gelu(x, self.activation, apart); // [N, inner]
+        self.c_proj.forward_add(x, residual, &self.dropout, apart) // [N, d]
     }
 }

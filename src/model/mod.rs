@@ -10,6 +10,7 @@ mod cast;
 mod gelu;
 mod linear;
 mod mlp;
+mod prepare;
 mod span;
 #[cfg(test)]
 mod tests;
@@ -21,13 +22,14 @@ use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::cache::{CacheStorage, KvCache};
-use crate::{Error, Gpt2Config, Result};
+use crate::{Error, Gpt2Config, Result, Threads};
 use apart::rows_apart;
 pub use attention::CausalSelfAttention;
 pub use block::Block;
-use gelu::gelu;
 pub use linear::Linear;
 pub use mlp::Mlp;
+use prepare::Packed;
+pub use prepare::WeightFormat;
 use span::Span;
 pub use tokens::TokenBatch;
 
@@ -68,6 +70,9 @@ pub struct Gpt2 {
     config: Gpt2Config,
     #[module(skip)]
     deterministic: bool,
+    /// The head of a prepared model, and its token embedding if they are tied.
+    #[module(skip)]
+    packed_head: Option<Packed>,
 }
 
 /// A head of its own, for models that do not tie it to the token embedding.
@@ -114,6 +119,7 @@ impl Gpt2Config {
             drop: DropoutConfig::new(self.embd_pdrop).init(),
             config: self.clone(),
             deterministic: false,
+            packed_head: None,
         })
     }
 
@@ -153,11 +159,12 @@ impl Gpt2 {
     /// In that mode every sum has one order: on a CPU, the logits of a token are the same to the last bit on every run,
     /// with any number of threads, in any batch, however its prompt was cut into chunks, and from every decoder. What it
     /// costs is speed, since each token is computed by itself: a decode step of one row takes what it always takes, a
-    /// prefill of n tokens as much as n such steps.
+    /// prefill of n tokens as much as n such steps. The kernels of a [prepared](Self::prepare) model always compute so,
+    /// at no cost.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if the weights are not in f32.
+    /// [`Error::Mismatch`] if the model does not compute in f32.
     pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
         if deterministic && self.dtype() != DType::F32 {
             return Err(Error::mismatch(
@@ -200,8 +207,11 @@ impl Gpt2 {
     /// then as it was.
     pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
         logits.check(tokens)?;
-        let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
-        self.head(logits.select(hidden, tokens)) // [B, k, V]
+        let mut compute = || {
+            let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
+            self.head(logits.select(hidden, tokens)) // [B, k, V]
+        };
+        if self.is_prepared() { Threads::enter(compute) } else { compute() }
     }
 
     /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
@@ -215,7 +225,7 @@ impl Gpt2 {
         cache.check_append(self, tokens.new_lens())?;
         let [batch, time] = tokens.ids().dims();
         let width = self.config.n_embd;
-        let span = Span::new(cache.lens(), tokens, self.deterministic);
+        let span = Span::new(cache.lens(), tokens, self);
 
         let x = self.embed(tokens.ids(), span.positions()); // [B, T, d]
         let mut x = x.reshape([batch * time, width]); // [B T, d]
@@ -228,7 +238,14 @@ impl Gpt2 {
 
     /// The residual stream's start: `ids` is `[B, T]`, `positions` `[B or 1, T]`, the result `[B, T, d]`.
     fn embed(&self, ids: &Tensor<2, Int>, positions: &Tensor<2, Int>) -> Tensor<3> {
-        let token = self.wte.forward(ids.clone()); // [B, T, d]
+        let token = match (&self.packed_head, &self.lm_head) {
+            (Some(head), None) => {
+                let [batch, time] = ids.dims();
+                let rows = head.matrix.columns(ids.clone().reshape([batch * time])); // [B T, d]
+                rows.reshape([batch, time, self.config.n_embd])
+            }
+            _ => self.wte.forward(ids.clone()), // [B, T, d]
+        };
         let position = self.wpe.forward(positions.clone()); // [B or 1, T, d]
         self.drop.forward(token + position)
     }
@@ -244,6 +261,10 @@ impl Gpt2 {
             return Err(Error::mismatch("width of the hidden states", self.config.n_embd, width));
         }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
+        if let Some(Packed { matrix, bias }) = &self.packed_head {
+            let logits = matrix.linear(hidden, bias.clone(), false); // [B k, V]
+            return Ok(logits.reshape([batch, time, self.config.vocab_size]));
+        }
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
         let logits = rows_apart(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose())); // [B k, V]
         Ok(logits.reshape([batch, time, self.config.vocab_size]))

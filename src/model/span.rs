@@ -1,24 +1,38 @@
 //! [`Span`]: where the new tokens of one forward stand, and what they may see.
 
-use burn::tensor::{Bool, Int, Tensor, TensorData};
+use burn::tensor::{Bool, DType, Int, Tensor, TensorData};
 
-use super::TokenBatch;
+use super::{Gpt2, TokenBatch};
 
 /// Positions and visibility of the new tokens, computed once and shared by all layers.
 pub struct Span {
     /// `[B, T]`, or `[1, T]` where all rows stand at the same positions.
     positions: Tensor<2, Int>,
-    /// `[B or 1, 1, T, L]`: true where query t may not see key l. None: every query sees every key.
-    hidden: Option<Tensor<4, Bool>>,
+    mode: Mode,
     batch: usize,
     past: Vec<usize>,
     new_lens: Vec<usize>,
-    apart: bool,
+}
+
+/// How the tokens of a span are computed.
+pub enum Mode {
+    /// By burn's operations, all at once.
+    Together {
+        /// `[B or 1, 1, T, L]`: true where query t may not see key l. None: every query sees every key.
+        hidden: Option<Tensor<4, Bool>>,
+    },
+    /// By burn's operations, each token by itself: the deterministic mode.
+    Apart,
+    /// By the kernels of a prepared model.
+    Kernels {
+        /// `[B]`: tokens that each row held before.
+        past: Tensor<1, Int>,
+    },
 }
 
 impl Span {
-    /// The span of `tokens` behind rows that hold `past` tokens; each token is to be computed by itself if `apart`.
-    pub fn new(past: &[usize], tokens: &TokenBatch, apart: bool) -> Self {
+    /// The span of `tokens` behind rows of `model`'s that hold `past` tokens.
+    pub fn new(past: &[usize], tokens: &TokenBatch, model: &Gpt2) -> Self {
         let [batch, time] = tokens.ids().dims();
         let device = tokens.ids().device();
         let new_lens = tokens.new_lens();
@@ -31,13 +45,21 @@ impl Span {
         let positions: Vec<i32> = (0..rows).flat_map(at).collect();
         let positions = Tensor::from_data(TensorData::new(positions, [rows, time]), &device);
 
-        let keys = past.iter().zip(new_lens).map(|(past, new)| past + new).max().unwrap_or(0);
-        let hidden = (!uniform || time > 1).then(|| {
+        let hidden = || {
+            let keys = past.iter().zip(new_lens).map(|(past, new)| past + new).max().unwrap_or(0);
             let limit: Tensor<4, Int> = positions.clone().reshape([rows, 1, time, 1]);
             let key = Tensor::<1, Int>::arange(0..keys as i64, &device).reshape([1, 1, 1, keys]);
             key.expand([rows, 1, time, keys]).greater(limit.expand([rows, 1, time, keys]))
-        });
-        Self { positions, hidden, batch, past: past.to_vec(), new_lens: new_lens.to_vec(), apart }
+        };
+        let mode = if model.is_prepared() {
+            let past: Vec<i32> = past.iter().map(|&past| past as i32).collect();
+            Mode::Kernels { past: Tensor::from_data(TensorData::new(past, [batch]), (&device, DType::I32)) }
+        } else if model.is_deterministic() {
+            Mode::Apart
+        } else {
+            Mode::Together { hidden: (!uniform || time > 1).then(hidden) }
+        };
+        Self { positions, mode, batch, past: past.to_vec(), new_lens: new_lens.to_vec() }
     }
 
     /// Position of each new token.
@@ -45,9 +67,9 @@ impl Span {
         &self.positions
     }
 
-    /// The mask of what is hidden from each query.
-    pub fn hidden(&self) -> Option<Tensor<4, Bool>> {
-        self.hidden.clone()
+    /// How the tokens are computed.
+    pub fn mode(&self) -> &Mode {
+        &self.mode
     }
 
     /// Rows of the batch.
@@ -60,9 +82,9 @@ impl Span {
         &self.past
     }
 
-    /// Whether every token is computed by itself: the deterministic mode.
+    /// Whether burn's operations compute every token by itself.
     pub fn is_apart(&self) -> bool {
-        self.apart
+        matches!(self.mode, Mode::Apart)
     }
 
     /// New tokens of each row.

@@ -10,6 +10,7 @@ use burn::tensor::{Device, TensorData};
 use safetensors::SafeTensors;
 
 use super::attention::{Segment, attend, scores};
+use super::gelu::gelu;
 use super::*;
 use crate::sampling::{Purpose, uniform};
 use crate::{Activation, Checkpoint};
@@ -72,7 +73,7 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
     let positions = Tensor::arange(0..time as i64, &device()).reshape([1, time]);
     let position = model.wpe.forward(positions);
     recorded.check("pos_emb", &position);
-    let span = Span::new(&vec![0; batch], &tokens, false);
+    let span = Span::new(&vec![0; batch], &tokens, &model);
     let mut x = (token + position).reshape([batch * time, width]);
     recorded.check("x", &x);
 
@@ -91,8 +92,8 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
         let norm_2 = block.ln_2.forward(after_attention.clone());
         let up = block.mlp.c_fc.forward(norm_2.clone(), false);
         let active = gelu(up.clone(), Activation::GeluTanh);
-        let mlp = block.mlp.forward(norm_2.clone(), false);
-        x = after_attention.clone() + mlp.clone();
+        x = block.mlp.forward(norm_2.clone(), after_attention.clone(), false);
+        let mlp = x.clone() - after_attention.clone();
         recorded.check(&format!("block{layer}"), &x);
         if layer == 0 {
             recorded.check("ln1", &norm);
