@@ -12,7 +12,8 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::{Failure, Switch, model::ModelArgs, prompts::PromptArgs};
+use common::model::{ModelArgs, WeightType};
+use common::{Failure, Switch, prompts::PromptArgs};
 use gpt2_burn::CacheStorage;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
 use gpt2_burn::sampling::Sampling;
@@ -32,6 +33,12 @@ struct Args {
     /// How the cache holds keys and values
     #[arg(long, value_enum, default_value = "preallocated")]
     cache: CacheName,
+    /// Element type of cached keys and values; default: that of the weights
+    #[arg(long, value_enum)]
+    cache_dtype: Option<WeightType>,
+    /// The same bits from every decoder and in every batch, at the price of computing each token by itself
+    #[arg(long)]
+    deterministic: bool,
     /// Most tokens to add to each prompt
     #[arg(long, alias = "max_new_tokens", default_value_t = 100, value_name = "N")]
     max_new_tokens: usize,
@@ -62,7 +69,8 @@ struct Args {
     /// Go on behind the end-of-text token
     #[arg(long)]
     ignore_eos: bool,
-    /// What happens when the context is full: `slide` forgets all but the last KEEP tokens
+    /// What happens when the context is full: `slide` keeps the newest token and KEEP before it and computes them again,
+    /// by default all that fit, which costs a prefill of the whole context for every token
     #[arg(long, default_value = "stop", value_parser = context_end, value_name = "stop|error|slide[:KEEP]")]
     on_context_end: ContextEnd,
     /// Print one JSON object instead of text
@@ -132,7 +140,11 @@ fn generate(args: &Args) -> Result<(), Failure> {
     let request = args.request()?;
     request.sampling.validate()?; // before minutes go into loading
     let (model, tokenizer) = args.model.load()?;
-    let generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
+    let model = model.with_determinism(args.deterministic)?;
+    let mut generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
+    if let Some(dtype) = args.cache_dtype {
+        generator = generator.with_cache_dtype(dtype.into())?;
+    }
     let generation = generator.generate(&request)?;
     if args.json {
         writeln!(std::io::stdout(), "{}", as_json(&generation.finish()?))?;

@@ -90,17 +90,27 @@ fn generate_json_has_every_field() {
     assert_eq!(naive["stats"]["kv_bytes"].as_u64(), Some(0));
 }
 
+/// The embedded target as a folder.
+fn embedded_files() -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let model = gpt2_burn_pair::TARGET;
+    std::fs::write(folder.path().join("config.json"), model.config).unwrap();
+    std::fs::write(folder.path().join("model.safetensors"), model.weights).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), model.tokenizer).unwrap();
+    folder
+}
+
 #[test]
 fn generate_prints_text_and_nanogpt_spellings_mean_the_same() {
     let fixed = ["--temperature", "0", "--max-new-tokens", "20"];
     let plain = text("generate", &[&fixed[..], &["ROMEO:"]].concat());
     assert!(plain.starts_with("ROMEO:") && plain.len() > 20, "{plain}");
-    let folder = path("byte-shakespeare");
+    let files = embedded_files();
+    let folder = files.path().display();
     let from = format!("--init_from={folder}");
     let spelled = ["--temperature=0", "--max_new_tokens=20", &from, "--start=ROMEO:", "--num_samples=1", "--top_k=200"];
     assert_eq!(text("generate", &spelled), plain);
 
-    let files = tempfile::tempdir().unwrap();
     let file = files.path().join("prompt.txt");
     std::fs::write(&file, "ROMEO:").unwrap();
     let start = format!("--start=FILE:{}", file.display());
@@ -150,6 +160,84 @@ fn generate_stops_at_a_text() {
 }
 
 #[test]
+fn a_narrower_cache_takes_less_and_the_deterministic_mode_gives_the_same_text() {
+    let fixed = ["ROMEO:\n", "--max-new-tokens", "20", "--temperature", "0"];
+    let usual = json("generate", &fixed);
+    let half = json("generate", &[&fixed[..], &["--cache-dtype", "f16"]].concat());
+    let bytes = |output: &Value| output["stats"]["kv_bytes"].as_u64().unwrap();
+    assert_eq!(bytes(&usual), 2 * bytes(&half));
+    let exact = json("generate", &[&fixed[..], &["--deterministic"]].concat());
+    assert_eq!(exact["completions"], usual["completions"]);
+    let refused =
+        failure("generate", &[&fixed[..], &["--deterministic", "--dtype", "f16", "--kernels", "off"]].concat());
+    assert!(refused.contains("deterministic"), "{refused}");
+}
+
+#[test]
+fn compare_times_every_decoder_and_finds_them_equal() {
+    let tiny = path("hf-tiny");
+    let fixed = ["--model", &tiny, "--batch-size", "3", "--prompt-length", "5", "--num-samples", "2"];
+    let fixed = [&fixed[..], &["--max-new-tokens", "8"]].concat();
+    for (more, sampled) in [(&[][..], None), (&["--naive-seconds", "0"], Some(5)), (&["--deterministic"], None)] {
+        let rows = json("compare", &[&fixed[..], more].concat());
+        let rows = rows.as_array().unwrap();
+        let decoders: Vec<_> = rows.iter().map(|row| row["decoder"].as_str().unwrap()).collect();
+        assert_eq!(decoders, ["naive", "kv-growing", "kv-preallocated"]);
+        for row in rows {
+            assert_eq!((row["equal"].as_bool(), row["ties"].as_u64()), (Some(true), Some(0)));
+            assert!(row["first_divergence"].is_null());
+            let figure = |name: &str| row[name].as_f64().unwrap();
+            let names = ["ttft_seconds", "tpot_seconds", "tpot_p95_seconds", "speedup_over_naive", "tokens_per_second"];
+            assert!(names.iter().all(|name| figure(name) > 0.0), "{row}");
+            assert!((figure("tokens_per_second") * figure("seconds") - 24.0).abs() < 1e-6);
+            assert_eq!((figure("batch"), figure("prompt_tokens"), figure("new_tokens")), (3.0, 5.0, 8.0));
+            let naive = row["decoder"] == "naive";
+            // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes
+            assert_eq!(figure("kv_bytes"), if naive { 0.0 } else { (2 * 2 * 3 * 12 * 32 * 4) as f64 });
+            assert_eq!(row["sampled_steps"].as_u64(), sampled.filter(|_| naive));
+        }
+    }
+    let printed = text("compare", &fixed);
+    for part in
+        ["[NAIVE] Generated 24 tokens in ", "[KV] Generated 24 tokens in ", "all 3 rows equal", "| over naive |"]
+    {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+}
+
+#[test]
+fn compare_reads_the_held_out_text_and_refuses_what_cannot_be() {
+    let small = ["--batch-size", "2", "--prompt-length", "16", "--max-new-tokens", "4", "--num-samples", "1"];
+    let rows = json("compare", &[&small[..], &["--dtype", "f16", "--decoders", "kv-growing,naive"]].concat());
+    assert_eq!((rows[0]["dtype"].as_str(), rows[1]["decoder"].as_str()), (Some("f16"), Some("naive")));
+    assert!(failure("compare", &["--config", "gpt3"]).contains("gpt2-xl"));
+    assert!(failure("compare", &["--prompt-length", "500"]).contains("need 627 positions"));
+    assert!(failure("compare", &["--batch-size", "0"]).contains("1.."));
+    assert!(failure("compare", &["--device", "flex,abacus"]).contains("abacus"));
+    assert!(failure("compare", &["--max-new-tokens", "18446744073709551615"]).contains("positions"));
+    assert!(failure("compare", &["--config", "gpt2", "--tokenizer", "x"]).contains("cannot be used with"));
+    let half = [&small[..], &["--deterministic", "--cache-dtype", "f16"]].concat();
+    assert!(failure("compare", &half).contains("deterministic"));
+    let rows = json("compare", &[&small[..], &["--cache-dtype", "f16", "--num-warmup", "0"]].concat());
+    assert_eq!((rows[0]["cache_dtype"].as_str(), rows[2]["cache_dtype"].as_str()), (Some("f32"), Some("f16")));
+    assert_eq!(rows[0]["equal"].as_bool(), Some(true));
+}
+
+#[test]
+fn a_draft_is_compared_with_its_target() {
+    let (target, draft) = (path("hf-tiny"), path("hf-tiny-f16"));
+    let ids = ["--prompt-ids", "1,2,3,4,5,6,7,8,9"];
+    let itself = json("perplexity", &[&["--model", &target, "--draft", &target], &ids[..]].concat());
+    assert_eq!(itself["greedy_agreement"].as_f64(), Some(1.0));
+    assert!((itself["sampled_agreement"].as_f64().unwrap() - 1.0).abs() < 1e-5);
+    assert_eq!(itself["draft"]["loss"], itself["loss"]);
+    let other = json("perplexity", &[&["--model", &target, "--draft", &draft], &ids[..]].concat());
+    assert_ne!(other["draft"]["loss"], other["loss"]);
+    let other = failure("perplexity", &[&["--model", &target, "--draft", "embedded"], &ids[..]].concat());
+    assert!(other.contains("vocabulary of the draft"), "{other}");
+}
+
+#[test]
 fn bad_input_is_one_clear_line() {
     let tiny = path("hf-tiny");
     let with = |args: &[&str]| failure("generate", &[&["--model", &tiny][..], args].concat());
@@ -189,11 +277,11 @@ fn perplexity_is_the_recorded_loss() {
     }
     let file = tempfile::tempdir().unwrap();
     let file = file.path().join("text.txt");
-    std::fs::write(&file, "To be, or not to be: that is the question.\n".repeat(8)).unwrap();
+    std::fs::write(&file, "To be, or not to be: that is the question.\n".repeat(60)).unwrap();
     let args = ["--text", file.to_str().unwrap()];
     let half = json("perplexity", &args);
-    let whole = json("perplexity", &[&args[..], &["--stride", "128"]].concat());
-    assert_eq!(half["bytes"].as_u64(), Some(43 * 8));
+    let whole = json("perplexity", &[&args[..], &["--stride", "512"]].concat());
+    assert_eq!(half["bytes"].as_u64(), Some(43 * 60));
     assert_eq!(half["tokens"], whole["tokens"]);
     assert_ne!(half["loss"], whole["loss"], "the windows are others");
 }

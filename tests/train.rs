@@ -76,9 +76,20 @@ fn a_draft_learns_to_agree_with_its_target() {
     let text = text(folder.path());
     let [target, draft] = ["target", "draft"].map(|name| folder.path().join(name));
     train(&text, &target, &[]);
-    train(&text, &draft, &["--n-layer", "1", "--distill", target.to_str().unwrap()]);
+    let distilled = ["--n-layer", "1", "--distill", target.to_str().unwrap()];
+    train(&text, &draft, &distilled);
     let losses = log(&draft);
-    assert!(losses[49]["loss"].as_f64().unwrap() < losses[0]["loss"].as_f64().unwrap());
+    let loss = |line: &Value| line["loss"].as_f64().unwrap();
+    assert!(loss(&losses[49]) < loss(&losses[0]));
+    // The loss is the mix that was asked for, of the text's and the target's.
+    let first = |name: &str, weight: &str| {
+        let out = folder.path().join(name);
+        train(&text, &out, &[&distilled[..], &["--distill-weight", weight, "--pause-at", "1"]].concat());
+        loss(&log(&out)[0])
+    };
+    let (of_text, of_target) = (first("text only", "0"), first("target only", "1"));
+    assert!((of_text - of_target).abs() > 1e-3, "{of_text} and {of_target}");
+    assert!((loss(&losses[0]) - 0.9 * of_target - 0.1 * of_text).abs() < 1e-5);
     let checkpoint = Checkpoint::open(&draft).unwrap();
     let tokenizer = checkpoint.tokenizer().unwrap().unwrap();
     assert_eq!(checkpoint.config.n_layer, 1);

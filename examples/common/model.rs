@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::checkpoint::DownloadProgress;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Checkpoint, Gpt2, Threads};
+use gpt2_burn::{Checkpoint, Gpt2, Threads, WeightFormat};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
 use super::Failure;
@@ -28,15 +28,25 @@ pub struct ModelArgs {
     /// A tokenizer.json, or a folder with one; default: the one that lies beside the weights
     #[arg(long, value_name = "FILE|DIR")]
     tokenizer: Option<PathBuf>,
-    /// The device that computes
+    /// The device that computes; `compare` takes several, with commas between them
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Element type of the weights and of what is computed from them
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: WeightType,
+    /// Kernels of this library's own, where the device has them, or burn's operations
+    #[arg(long, value_enum, default_value = "on")]
+    pub kernels: OnOff,
     /// Threads of the CPU; 0: one a core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
+}
+
+/// A switch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum OnOff {
+    On,
+    Off,
 }
 
 /// Element types for weights.
@@ -50,6 +60,16 @@ pub enum WeightType {
     Bf16,
 }
 
+impl From<WeightType> for WeightFormat {
+    fn from(dtype: WeightType) -> Self {
+        match dtype {
+            WeightType::F32 => Self::F32,
+            WeightType::F16 => Self::F16,
+            WeightType::Bf16 => Self::Bf16,
+        }
+    }
+}
+
 impl From<WeightType> for DType {
     fn from(dtype: WeightType) -> Self {
         match dtype {
@@ -60,19 +80,38 @@ impl From<WeightType> for DType {
     }
 }
 
-/// Until the trained pair is embedded: a small byte-level model that the tests use too.
-const EMBEDDED: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/byte-shakespeare");
-
 impl ModelArgs {
-    /// Loads the model and its tokenizer.
+    /// Loads the model, onto the device named, and its tokenizer.
     pub fn load(&self) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
-        let device = self.device()?;
-        let checkpoint = self.checkpoint()?;
+        self.load_on(&self.device()?)
+    }
+
+    /// Loads the model and its tokenizer.
+    pub fn load_on(&self, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
+        let (checkpoint, tokenizer) = match self.init_from.as_deref() {
+            Some("resume") => (Checkpoint::open(self.out_dir.join("ckpt.pt"))?, None),
+            Some(name) => find(name, &gpt2_burn_pair::TARGET)?,
+            None => find(&self.model, &gpt2_burn_pair::TARGET)?,
+        };
         let tokenizer = match &self.tokenizer {
             Some(path) => Some(Tokenizer::open(path)?),
-            None => checkpoint.tokenizer()?,
+            None => tokenizer,
         };
-        Ok((checkpoint.load(&device, self.dtype.into())?, tokenizer))
+        Ok((self.prepare(checkpoint.load(device, self.dtype.into())?)?, tokenizer))
+    }
+
+    /// Loads a draft of that name, onto the same device and in the same type; `embedded` is the small one of the pair.
+    pub fn load_draft(&self, name: &str) -> Result<Gpt2, Failure> {
+        let (checkpoint, _) = find(name, &gpt2_burn_pair::DRAFT)?;
+        self.prepare(checkpoint.load(&self.device()?, self.dtype.into())?)
+    }
+
+    /// Lets kernels compute the model, unless they are off.
+    pub fn prepare(&self, model: Gpt2) -> Result<Gpt2, Failure> {
+        match self.kernels {
+            OnOff::On => Ok(model.prepare(self.dtype.into())?),
+            OnOff::Off => Ok(model),
+        }
     }
 
     /// The device named.
@@ -87,18 +126,17 @@ impl ModelArgs {
             threads => Threads::new(threads).map_err(gpt2_burn::Error::from)?.install(work),
         }
     }
+}
 
-    fn checkpoint(&self) -> Result<Checkpoint, Failure> {
-        let name = match self.init_from.as_deref() {
-            Some("resume") => return Ok(Checkpoint::open(self.out_dir.join("ckpt.pt"))?),
-            Some(name) => name,
-            None => &self.model,
-        };
-        if name == "embedded" && !std::path::Path::new(name).exists() {
-            return Ok(Checkpoint::open(EMBEDDED)?);
-        }
-        Ok(Checkpoint::find(name, download_bars())?)
+/// The checkpoint of this name, and the tokenizer that comes with it; `./embedded` is a folder.
+fn find(name: &str, embedded: &gpt2_burn_pair::Model) -> Result<(Checkpoint, Option<Tokenizer>), Failure> {
+    if name == "embedded" {
+        let tokenizer = Tokenizer::from_bytes(embedded.tokenizer)?;
+        return Ok((Checkpoint::from_bytes(embedded.config, embedded.weights)?, Some(tokenizer)));
     }
+    let checkpoint = Checkpoint::find(name, download_bars())?;
+    let tokenizer = checkpoint.tokenizer()?;
+    Ok((checkpoint, tokenizer))
 }
 
 /// A bar for each file that is downloaded.

@@ -62,12 +62,12 @@ struct Args {
     #[arg(long, default_value_t = 192)]
     n_embd: usize,
     /// Positions of the context
-    #[arg(long, default_value_t = 512)]
+    #[arg(long, default_value_t = 512, value_parser = at_least_one())]
     n_positions: usize,
     /// Tokens of a sequence in the first steps: attention costs its square (no more than --n-positions)
-    #[arg(long, default_value_t = 128, value_name = "TOKENS")]
+    #[arg(long, default_value_t = 128, value_name = "TOKENS", value_parser = at_least_one())]
     sequence_length: usize,
-    /// Meanwhile, every so many steps the sequences are --n-positions long, as many fewer of them
+    /// Before --long-from, one in so many steps has sequences of --n-positions tokens, in about as many tokens together
     #[arg(long, default_value_t = 5, value_name = "STEPS", value_parser = at_least_one())]
     long_interval: usize,
     /// Dropout behind the embeddings and at the end of each residual branch

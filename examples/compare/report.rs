@@ -1,0 +1,165 @@
+//! What is printed.
+
+use std::io::Write;
+
+use comfy_table::{CellAlignment, Table, presets};
+use gpt2_burn::measure::Divergence;
+use serde::Serialize;
+
+use crate::common::Failure;
+
+/// One decoder on one device.
+#[derive(Debug, Serialize)]
+pub struct Row {
+    pub device: String,
+    pub decoder: String,
+    pub dtype: String,
+    pub cache_dtype: String,
+    pub kernels: bool,
+    pub deterministic: bool,
+    pub threads: usize,
+    pub batch: usize,
+    /// Of each row, as `new_tokens`.
+    pub prompt_tokens: usize,
+    pub new_tokens: usize,
+    pub ttft_seconds: f64,
+    pub tpot_seconds: Option<f64>,
+    pub tpot_p95_seconds: Option<f64>,
+    /// From the prompt to the last token of all rows: the median of the repetitions.
+    pub seconds: f64,
+    pub seconds_min: f64,
+    pub seconds_max: f64,
+    pub tokens_per_second: f64,
+    pub speedup_over_naive: Option<f64>,
+    pub sampled_steps: Option<usize>,
+    pub peak_bytes: Option<usize>,
+    pub kv_bytes: usize,
+    pub equal: bool,
+    pub ties: usize,
+    pub diverged_rows: usize,
+    pub first_divergence: Option<DivergenceJson>,
+}
+
+/// [`Divergence`], to be printed.
+#[derive(Debug, Serialize)]
+pub struct DivergenceJson {
+    row: usize,
+    step: usize,
+    margin: f64,
+    max_logit_diff: f64,
+}
+
+impl From<Divergence> for DivergenceJson {
+    fn from(divergence: Divergence) -> Self {
+        let Divergence { row, step, margin, max_logit_diff, .. } = divergence;
+        Self { row, step, margin, max_logit_diff }
+    }
+}
+
+/// Prints the assignment's lines, the verdict and a table; or JSON.
+pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    if json {
+        writeln!(out, "{}", serde_json::to_string(rows)?)?;
+        return Ok(());
+    }
+    for row in rows {
+        writeln!(out, "{}", row.line())?;
+    }
+    for row in rows.iter().filter(|row| row.decoder != "naive") {
+        writeln!(out, "{}", row.verdict())?;
+    }
+    writeln!(out, "\n{}", table(rows))?;
+    Ok(())
+}
+
+impl Row {
+    fn line(&self) -> String {
+        let label = match self.decoder.as_str() {
+            "kv-preallocated" => "KV".to_owned(),
+            other => other.to_uppercase(),
+        };
+        let tokens = self.batch * self.new_tokens;
+        let sampled = self
+            .sampled_steps
+            .map_or(String::new(), |steps| format!(" (estimated from {steps} of its {} steps)", self.new_tokens));
+        let (seconds, rate) = (self.seconds, self.tokens_per_second);
+        let spread = match self.seconds_min < self.seconds_max {
+            true => format!(" ({:.3} to {:.3} s)", self.seconds_min, self.seconds_max),
+            false => String::new(),
+        };
+        format!("[{label}] Generated {tokens} tokens in {seconds:.3} seconds for {rate:.1} tok/sec.{spread}{sampled}")
+    }
+
+    fn verdict(&self) -> String {
+        let (decoder, device, rows) = (&self.decoder, &self.device, self.batch);
+        let ties = match self.ties {
+            0 => String::new(),
+            ties => format!(", {ties} ties aside"),
+        };
+        match &self.first_divergence {
+            None => format!("{decoder} on {device}: all {rows} rows equal naive decoding's{ties}"),
+            Some(first) => format!(
+                "{decoder} on {device}: {} of {rows} rows differ from naive decoding's{ties}; first in row {} at step {}, \
+                 where naive decoding's margin is {:.2e} and logits differ by up to {:.2e}",
+                self.diverged_rows, first.row, first.step, first.margin, first.max_logit_diff
+            ),
+        }
+    }
+
+    fn cells(&self) -> Vec<String> {
+        let milliseconds = |seconds: Option<f64>| seconds.map_or("-".to_owned(), |s| format!("{:.2}", s * 1e3));
+        let megabytes = |bytes: usize| format!("{:.1}", bytes as f64 / 1e6);
+        let sampled = self.sampled_steps.map_or("", |_| " *");
+        vec![
+            format!("{}{sampled}", self.decoder),
+            milliseconds(Some(self.ttft_seconds)),
+            milliseconds(self.tpot_seconds),
+            milliseconds(self.tpot_p95_seconds),
+            format!("{:.1}", self.tokens_per_second),
+            self.speedup_over_naive.map_or("-".to_owned(), |times| format!("{times:.2} x")),
+            self.peak_bytes.map_or("-".to_owned(), megabytes),
+            megabytes(self.kv_bytes),
+        ]
+    }
+}
+
+fn table(rows: &[Row]) -> String {
+    let mut text = String::new();
+    for group in rows.chunk_by(|a, b| a.device == b.device) {
+        let first = &group[0];
+        // Naive decoding has no cache.
+        let cache = &group.last().unwrap_or(first).cache_dtype;
+        text += &format!(
+            "{} in {}{}{}{}, {} threads: batch {}, prompt {}, {} new tokens each\n\n",
+            first.device,
+            first.dtype,
+            if *cache == first.dtype { String::new() } else { format!(" with a cache in {cache}") },
+            if first.kernels { "" } else { ", without kernels" },
+            if first.deterministic { ", deterministic" } else { "" },
+            first.threads,
+            first.batch,
+            first.prompt_tokens,
+            first.new_tokens
+        );
+        let mut table = Table::new();
+        table.load_style(presets::ASCII_MARKDOWN).set_header([
+            "decoder",
+            "TTFT ms",
+            "TPOT ms",
+            "p95 ms",
+            "tokens/s",
+            "over naive",
+            "peak MB",
+            "KV MB",
+        ]);
+        table.add_rows(group.iter().map(Row::cells));
+        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+        text += &format!("{table}\n");
+        if let Some(steps) = group.iter().find_map(|row| row.sampled_steps) {
+            text += &format!("\n\\* estimated from {steps} of its {} steps\n", first.new_tokens);
+        }
+        text += "\n";
+    }
+    text.trim_end().to_owned()
+}
