@@ -36,7 +36,8 @@ struct Args {
     /// Element type of cached keys and values; default: that of the weights
     #[arg(long, value_enum)]
     cache_dtype: Option<WeightType>,
-    /// The same bits from every decoder and in every batch, at the price of computing each token by itself
+    /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute
+    /// each token by itself
     #[arg(long)]
     deterministic: bool,
     /// Most tokens to add to each prompt

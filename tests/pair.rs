@@ -6,11 +6,12 @@ use common::{device, greedy, ids_of, logits_of};
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::generate::{GenerateRequest, Generator};
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Checkpoint, Gpt2};
+use gpt2_burn::{Checkpoint, Gpt2, WeightFormat};
 use gpt2_burn_pair::{CARD, DRAFT, HELD_OUT, Model, TARGET};
 
 fn load(model: &Model) -> Gpt2 {
-    Checkpoint::from_bytes(model.config, model.weights).unwrap().load(&device(), DType::F32).unwrap()
+    let model = Checkpoint::from_bytes(model.config, model.weights).unwrap().load(&device(), DType::F32).unwrap();
+    model.prepare(WeightFormat::F32).unwrap()
 }
 
 /// The figures of a line of the card's table: the target's and the draft's.

@@ -16,6 +16,7 @@
 #[cfg(feature = "flex")]
 mod flex;
 mod matrix;
+#[cfg_attr(not(feature = "flex"), allow(unused_variables))] // nothing is dispatched to where there is no backend
 mod ops;
 mod threads;
 

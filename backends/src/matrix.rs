@@ -7,10 +7,7 @@ use crate::ops::{Gpt2Ops, TILE};
 
 /// Whether there are kernels for a device; without them, matrices had better not be packed.
 pub fn has_kernels(device: &Device) -> bool {
-    #[cfg(feature = "flex")]
-    return !device.is_autodiff() && *device == Device::flex();
-    #[cfg(not(feature = "flex"))]
-    return false;
+    cfg!(feature = "flex") && !device.is_autodiff() && crate::device("flex").is_ok_and(|flex| flex == *device)
 }
 
 /// A matrix `[inputs, outputs]` in the layout that its kernel reads from end to end.

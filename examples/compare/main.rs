@@ -63,7 +63,8 @@ struct Args {
     /// Where naive decoding would take longer in all, only a sample of its steps is timed
     #[arg(long, default_value_t = 60.0, value_name = "SECONDS")]
     naive_seconds: f64,
-    /// The same bits from every decoder, at the price of computing each token by itself
+    /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute
+    /// each token by itself
     #[arg(long)]
     deterministic: bool,
     /// Seed of random weights and random prompts

@@ -4,6 +4,7 @@
 //! behind a row's end is not read. Keys and values are each read once. Sums have an order that depends on the number of
 //! keys alone: 16 partial sums over the width of a head for a score, 16 over the keys for the softmax's denominator, and
 //! one chain over the keys for each element of the result.
+#![allow(clippy::needless_range_loop)] // an index runs over several arrays at once
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;

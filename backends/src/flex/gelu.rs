@@ -7,7 +7,7 @@ use super::lanes::{LANES, add, div, exp, load, mul, mul_add, splat, store};
 /// `0.5 x (1 + tanh u)` with `u = sqrt(2/pi) (x + 0.044715 x^3)`, as `x / (1 + e^(-2u))`, which is the same function.
 #[inline(always)]
 pub fn gelu<S: Simd, const V: usize>(simd: S, values: &mut [f32; LANES]) {
-    const SLOPE: f32 = 1.595_769_1; // 2 sqrt(2/pi)
+    const SLOPE: f32 = 1.595_769; // 2 sqrt(2/pi)
     let x = load::<S, V>(simd, values);
     let inner = mul_add(simd, mul(simd, x, x), splat(simd, -SLOPE * 0.044_715), splat(simd, -SLOPE));
     let minus_two_u = mul(simd, inner, x);

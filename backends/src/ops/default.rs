@@ -122,7 +122,7 @@ fn masked_scores<B: Backend>(query: FloatTensor<B>, keys: FloatTensor<B>, past: 
     let wide =
         |ints: IntTensor<B>, dims: [usize; 4]| B::int_expand(B::int_reshape(ints, Shape::new(dims)), shape.clone());
     let limit = B::int_add(wide(past, [batch, 1, 1, 1]), wide(ramp(time), [1, 1, time, 1]));
-    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, BoolStore::Native.into());
+    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, BoolStore::Native);
     B::float_mask_fill(scores, hidden, f64::NEG_INFINITY.into())
 }
 
