@@ -33,7 +33,7 @@ struct Args {
     /// How the cache holds keys and values
     #[arg(long, value_enum, default_value = "preallocated")]
     cache: CacheName,
-    /// Element type of cached keys and values; default: that of the weights
+    /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
     cache_dtype: Option<WeightType>,
     /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute

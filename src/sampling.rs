@@ -79,6 +79,11 @@ impl Sampling {
         if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
             return Err(Error::mismatch("logits", "numbers, the largest of them finite", "others"));
         }
+        if self.temperature == 0.0 && self.repetition_penalty == 1.0 {
+            // The first of the largest, without a list of all.
+            let best = logits.iter().position(|logit| *logit == most).unwrap_or(0);
+            return Ok(Distribution { ids: vec![best as u32], probs: vec![1.0] });
+        }
         let mut kept: Vec<(u32, f64)> =
             logits.iter().enumerate().map(|(id, &logit)| (id as u32, f64::from(logit))).collect();
         self.penalise(&mut kept, previous);

@@ -167,6 +167,8 @@ fn a_narrower_cache_takes_less_and_the_deterministic_mode_gives_the_same_text() 
     let bytes = |output: &Value| output["stats"]["kv_bytes"].as_u64().unwrap();
     assert_eq!(bytes(&usual), 2 * bytes(&half));
     let exact = json("generate", &[&fixed[..], &["--deterministic"]].concat());
+    let without_kernels = json("generate", &[&fixed[..], &["--kernels", "off"]].concat());
+    assert_eq!(without_kernels["completions"], usual["completions"]);
     assert_eq!(exact["completions"], usual["completions"]);
     let refused =
         failure("generate", &[&fixed[..], &["--deterministic", "--dtype", "f16", "--kernels", "off"]].concat());

@@ -140,6 +140,21 @@ fn a_prepared_model_is_not_changed_any_more() {
 }
 
 #[test]
+fn a_prepared_model_that_is_moved_to_train_is_an_error() {
+    for tie_word_embeddings in [true, false] {
+        let model = random_model(Gpt2Config { tie_word_embeddings, ..small_config() });
+        let moved = prepared(&model, WeightFormat::F32).train();
+        let tokens = TokenBatch::new(&[[1_u32, 2]], &moved).unwrap();
+        let mut cache = moved.cache(CacheStorage::Growing, 1, 8).unwrap();
+        let error = moved.forward(&tokens, &mut cache, Logits::All).unwrap_err();
+        assert!(matches!(error, Error::Prepared { .. }), "{error}");
+    }
+    let model = prepared(&random_model(small_config()), WeightFormat::F32);
+    let hidden = gpt2_burn::burn::tensor::Tensor::<3>::zeros([1, 1, 24], (&device(), DType::F16));
+    assert!(matches!(model.head(hidden), Err(Error::Mismatch { .. })));
+}
+
+#[test]
 fn a_model_that_trains_is_only_cast() {
     let config = small_config();
     let model = config.init(&device().autodiff()).unwrap().prepare(WeightFormat::F32).unwrap();

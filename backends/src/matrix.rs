@@ -5,9 +5,14 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::ops::{Gpt2Ops, TILE};
 
-/// Whether there are kernels for a device; without them, matrices had better not be packed.
+/// Whether there are kernels for a device; without them, matrices had better not be packed. The CPU has them if it has
+/// AVX2 with FMA, AVX-512 or NEON; a device that records gradients has none.
 pub fn has_kernels(device: &Device) -> bool {
-    cfg!(feature = "flex") && !device.is_autodiff() && crate::device("flex").is_ok_and(|flex| flex == *device)
+    #[cfg(feature = "flex")]
+    let is_fast = crate::flex::is_fast();
+    #[cfg(not(feature = "flex"))]
+    let is_fast = false;
+    is_fast && !device.is_autodiff() && crate::device("flex").is_ok_and(|flex| flex == *device)
 }
 
 /// A matrix `[inputs, outputs]` in the layout that its kernel reads from end to end.
@@ -39,19 +44,31 @@ impl PackedMatrix {
         outputs.div_ceil(TILE) * TILE * inputs * self.tiles.dtype().size()
     }
 
-    /// `x W + b`, put through GELU in its tanh form if `gelu`: `[N, inputs]` to `[N, outputs]`.
+    /// `x W + b`, put through GELU in its tanh form if `gelu`: `[N, inputs]` to `[N, outputs]`, in f32 both.
+    ///
+    /// # Panics
+    ///
+    /// If shapes or element types are others.
     pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: bool) -> Tensor<2> {
         let (x, tiles, bias) = (x.into_dispatch(), self.tiles.clone().into_dispatch(), bias.into_dispatch());
         Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_linear(x, tiles, bias, self.outputs, gelu))
     }
 
-    /// `x W + b + residual`: `[N, inputs]` and `[N, outputs]` to `[N, outputs]`.
+    /// `x W + b + residual`: `[N, inputs]` and `[N, outputs]` to `[N, outputs]`, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If shapes or element types are others.
     pub fn linear_add(&self, x: Tensor<2>, bias: Tensor<1>, residual: Tensor<2>) -> Tensor<2> {
         let (x, tiles, bias) = (x.into_dispatch(), self.tiles.clone().into_dispatch(), bias.into_dispatch());
         Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_linear_add(x, tiles, bias, residual.into_dispatch()))
     }
 
     /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such column.
     pub fn columns(&self, ids: Tensor<1, Int>) -> Tensor<2> {
         let tiles = self.tiles.clone().into_dispatch();
         Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_columns(tiles, ids.into_dispatch()))
@@ -66,12 +83,20 @@ impl PackedMatrix {
 /// - keys, values: `[B, H, L, D]`, of which query `t` of row `b` sees the first `past[b] + t + 1`
 /// - past: `[B]`
 /// - result: `[B, T, H D]`
+///
+/// # Panics
+///
+/// If shapes are others, or the query is not in f32; keys and values may be in a half.
 pub fn attend(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, past: Tensor<1, Int>) -> Tensor<3> {
     let (query, past) = (query.into_dispatch(), past.into_dispatch());
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::attend(query, keys.into_dispatch(), values.into_dispatch(), past))
 }
 
 /// As [`attend`], over shared keys before each row's own, `[1, H, S, D]` both, of which every query sees all.
+///
+/// # Panics
+///
+/// As [`attend`].
 pub fn attend_shared(
     query: Tensor<4>,
     [shared_keys, shared_values]: [Tensor<4>; 2],

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
+use gpt2_burn::backends::has_kernels;
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::checkpoint::DownloadProgress;
 use gpt2_burn::tokenizer::Tokenizer;
@@ -31,7 +32,7 @@ pub struct ModelArgs {
     /// The device that computes; `compare` takes several, with commas between them
     #[arg(long, default_value = "flex")]
     pub device: String,
-    /// Element type of the weights and of what is computed from them
+    /// Element type of the weights; kernels compute in f32, burn's operations in the type of the weights
     #[arg(long, value_enum, default_value = "f32")]
     pub dtype: WeightType,
     /// Kernels of this library's own, where the device has them, or burn's operations
@@ -72,11 +73,7 @@ impl From<WeightType> for WeightFormat {
 
 impl From<WeightType> for DType {
     fn from(dtype: WeightType) -> Self {
-        match dtype {
-            WeightType::F32 => Self::F32,
-            WeightType::F16 => Self::F16,
-            WeightType::Bf16 => Self::BF16,
-        }
+        WeightFormat::from(dtype).into()
     }
 }
 
@@ -97,13 +94,19 @@ impl ModelArgs {
             Some(path) => Some(Tokenizer::open(path)?),
             None => tokenizer,
         };
-        Ok((self.prepare(checkpoint.load(device, self.dtype.into())?)?, tokenizer))
+        Ok((self.load_prepared(&checkpoint, device)?, tokenizer))
     }
 
     /// Loads a draft of that name, onto the same device and in the same type; `embedded` is the small one of the pair.
     pub fn load_draft(&self, name: &str) -> Result<Gpt2, Failure> {
         let (checkpoint, _) = find(name, &gpt2_burn_pair::DRAFT)?;
-        self.prepare(checkpoint.load(&self.device()?, self.dtype.into())?)
+        self.load_prepared(&checkpoint, &self.device()?)
+    }
+
+    fn load_prepared(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Gpt2, Failure> {
+        // Kernels round the matrices when they are packed, and nothing else.
+        let kernels = self.kernels == OnOff::On && has_kernels(device);
+        self.prepare(checkpoint.load(device, if kernels { DType::F32 } else { self.dtype.into() })?)
     }
 
     /// Lets kernels compute the model, unless they are off.

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use common::model::{ModelArgs, WeightType};
+use common::model::{ModelArgs, OnOff, WeightType};
 use common::{Failure, at_least_one};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
@@ -51,7 +51,7 @@ struct Args {
     /// What is compared
     #[arg(long, value_enum, value_delimiter = ',', default_value = "naive,kv-growing,kv-preallocated")]
     decoders: Vec<DecoderName>,
-    /// Element type of cached keys and values; default: that of the weights
+    /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
     cache_dtype: Option<WeightType>,
     /// Timed repetitions, of which the medians are reported
@@ -146,7 +146,8 @@ fn compare(args: &Args) -> Result<(), Failure> {
         report::print(&rows, args.json)?;
     }
     failed?;
-    let exact = |row: &&Row| row.dtype == "f32" && row.cache_dtype == "f32";
+    // Kernels compute in f32 whatever the type of the weights.
+    let exact = |row: &&Row| row.cache_dtype == "f32" && (row.dtype == "f32" || row.kernels);
     match rows.iter().filter(exact).find(|row| !row.equal) {
         Some(row) => Err(format!("{} on {} gave other tokens than naive decoding", row.decoder, row.device).into()),
         None => Ok(()),
@@ -194,7 +195,15 @@ fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failu
         format!("`{name}` is none of the published sizes: {}", known.join(", "))
     })?;
     device.seed(args.seed);
-    Ok((args.model.prepare(config.init(device)?.cast(args.model.dtype.into())?)?, None))
+    let model = config.init(device)?;
+    Ok((
+        if args.model.kernels == OnOff::On {
+            args.model.prepare(model)?
+        } else {
+            model.cast(args.model.dtype.into())?
+        },
+        None,
+    ))
 }
 
 fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Result<Work, Failure> {

@@ -12,8 +12,8 @@ pub struct LayerCache {
 }
 
 impl LayerCache {
-    pub fn zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
-        let buffer = || written_zeros(shape, dtype, device);
+    pub fn preallocated(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
+        let buffer = || filled(shape, dtype, device);
         Self { held: Some(Segment { keys: buffer(), values: buffer() }) }
     }
 
@@ -47,7 +47,7 @@ impl LayerCache {
     pub fn write_row(&mut self, row: usize, new: Segment, shape: [usize; 4], filled: usize) {
         let [_, heads, len, head_dim] = new.keys.dims();
         if self.held.is_none() {
-            *self = Self::zeros(shape, new.keys.dtype(), &new.keys.device());
+            *self = Self::preallocated(shape, new.keys.dtype(), &new.keys.device());
         }
         self.held = self.held.take().map(|held| {
             let write = |buffer: Tensor<4>, new: Tensor<4>| {
@@ -76,7 +76,8 @@ impl LayerCache {
     /// Makes new buffers that hold the old rows with `new` behind them, and returns them.
     pub fn grow(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
         let held = match self.held.take().filter(|_| lens.iter().any(|len| *len > 0)) {
-            None => new,
+            // Buffers of their own: a view would keep what it is a part of.
+            None => Segment { keys: own(new.keys), values: own(new.values) },
             Some(held) => Segment {
                 keys: concatenate(held.keys, new.keys, lens, new_lens),
                 values: concatenate(held.values, new.values, lens, new_lens),
@@ -87,22 +88,28 @@ impl LayerCache {
     }
 }
 
-/// Zeros that were written and not only asked for: an operating system gives zeros out as promises, and the memory would
-/// be found missing in the middle of a text.
-fn written_zeros(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
-    Tensor::ones(shape, (device, dtype)) * 0.0
+/// A buffer with something finite in it that was written, and not only asked for: an operating system gives zeros out as
+/// promises, and the memory would be found missing in the middle of a text.
+fn filled(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
+    Tensor::ones(shape, (device, dtype))
 }
 
-/// `buffer[.., ..filled]` in a buffer that is `capacity` long; itself if it is.
-fn extend(buffer: Tensor<4>, filled: usize, capacity: usize) -> Tensor<4> {
+fn own(tensor: Tensor<4>) -> Tensor<4> {
+    let shape = tensor.dims();
+    let ranges = shape.map(|len| 0..len);
+    Tensor::empty(shape, (&tensor.device(), tensor.dtype())).slice_assign(ranges, tensor)
+}
+
+/// `buffer[.., ..held_len]` in a buffer that is `capacity` long; itself if it is.
+fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
     let [batch, heads, held, head_dim] = buffer.dims();
     if held == capacity {
         return buffer;
     }
-    let longer = written_zeros([batch, heads, capacity, head_dim], buffer.dtype(), &buffer.device());
-    match filled {
+    let longer = filled([batch, heads, capacity, head_dim], buffer.dtype(), &buffer.device());
+    match held_len {
         0 => longer,
-        _ => longer.slice_assign([0..batch, 0..heads, 0..filled, 0..head_dim], buffer.narrow(2, 0, filled)),
+        _ => longer.slice_assign([0..batch, 0..heads, 0..held_len, 0..head_dim], buffer.narrow(2, 0, held_len)),
     }
 }
 

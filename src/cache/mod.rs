@@ -93,7 +93,9 @@ impl KvCache {
         check_size(shape, batch, capacity, dtype)?;
         let layers = (0..config.n_layer)
             .map(|_| match storage {
-                CacheStorage::Preallocated => LayerCache::zeros([batch, heads, capacity, head_dim], dtype, device),
+                CacheStorage::Preallocated => {
+                    LayerCache::preallocated([batch, heads, capacity, head_dim], dtype, device)
+                }
                 CacheStorage::Growing => LayerCache::default(),
             })
             .collect();

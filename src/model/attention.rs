@@ -1,4 +1,4 @@
-//! Causal self-attention over a cache: the only attention code of the library.
+//! Causal self-attention over a cache, from burn's operations; a prepared model's is `backends::attend`.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
@@ -90,12 +90,9 @@ impl CausalSelfAttention {
         let batch = span.batch();
         let (time, head_dim) = (rows / batch, width / self.n_head);
         let qkv = self.c_attn.forward(x, span.is_apart()); // [B T, 3 d]
-        [0, 1, 2].map(|part| {
-            qkv.clone()
-                .slice([0..rows, part * width..(part + 1) * width]) // [B T, d]
-                .reshape([batch, time, self.n_head, head_dim])
-                .swap_dims(1, 2) // [B, H, T, D]
-        })
+        let qkv = qkv.reshape([batch, time, 3 * self.n_head, head_dim]); // [B, T, 3 H, D]
+        // Views, of which none is copied here.
+        [0, 1, 2].map(|part| qkv.clone().narrow(2, part * self.n_head, self.n_head).swap_dims(1, 2)) // [B, H, T, D]
     }
 }
 

@@ -54,7 +54,7 @@ pub use tokens::TokenBatch;
 /// ```
 #[derive(Module, Debug)]
 pub struct Gpt2 {
-    /// Token embedding, `[vocab_size, n_embd]`.
+    /// Token embedding, `[vocab_size, n_embd]`; without elements in a [prepared](Self::prepare) model that ties its head.
     pub wte: Embedding,
     /// The head; none: it is the token embedding. It stands here because checkpoints are read in the order of the
     /// fields: what is largest comes first, while there is room.
@@ -149,9 +149,9 @@ impl Gpt2 {
         self.wte.weight.device()
     }
 
-    /// The element type of the weights, and of everything computed from them.
+    /// The element type of what is computed: that of the weights, and f32 if kernels compute it.
     pub fn dtype(&self) -> DType {
-        self.wte.weight.val().dtype()
+        if self.is_prepared() { DType::F32 } else { self.wte.weight.val().dtype() }
     }
 
     /// The same model in its deterministic mode, or out of it.
@@ -207,11 +207,8 @@ impl Gpt2 {
     /// then as it was.
     pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
         logits.check(tokens)?;
-        let mut compute = || {
-            let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
-            self.head(logits.select(hidden, tokens)) // [B, k, V]
-        };
-        if self.is_prepared() { Threads::enter(compute) } else { compute() }
+        let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
+        self.head(logits.select(hidden, tokens)) // [B, k, V]
     }
 
     /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
@@ -221,8 +218,18 @@ impl Gpt2 {
     ///
     /// As [`forward`](Self::forward).
     pub fn hidden_states(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<Tensor<3>> {
+        self.check_in_place()?;
         tokens.check(self)?;
         cache.check_append(self, tokens.new_lens())?;
+        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache)))
+    }
+
+    /// Kernels wake other threads less often from a thread among them.
+    fn on_kernel_threads<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
+        if self.is_prepared() { Threads::enter(work) } else { work() }
+    }
+
+    fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Tensor<3> {
         let [batch, time] = tokens.ids().dims();
         let width = self.config.n_embd;
         let span = Span::new(cache.lens(), tokens, self);
@@ -233,7 +240,7 @@ impl Gpt2 {
             x = block.forward(x, &span, cache, layer); // [B T, d]
         }
         cache.advance(tokens.new_lens());
-        Ok(self.ln_f.forward(x).reshape([batch, time, width]))
+        self.ln_f.forward(x).reshape([batch, time, width])
     }
 
     /// The residual stream's start: `ids` is `[B, T]`, `positions` `[B or 1, T]`, the result `[B, T, d]`.
@@ -244,7 +251,8 @@ impl Gpt2 {
                 let rows = head.matrix.columns(ids.clone().reshape([batch * time])); // [B T, d]
                 rows.reshape([batch, time, self.config.n_embd])
             }
-            _ => self.wte.forward(ids.clone()), // [B, T, d]
+            (Some(_), Some(_)) => self.wte.forward(ids.clone()).cast(DType::F32), // [B, T, d]
+            (None, _) => self.wte.forward(ids.clone()),                           // [B, T, d]
         };
         let position = self.wpe.forward(positions.clone()); // [B or 1, T, d]
         self.drop.forward(token + position)
@@ -254,15 +262,25 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] for states of another width.
+    /// [`Error::Mismatch`] for states of another width or element type, or on another device; [`Error::Prepared`] if the
+    /// model was prepared and then moved.
     pub fn head(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        self.check_in_place()?;
         let [batch, time, width] = hidden.dims();
+        if hidden.dtype() != self.dtype() {
+            let (wanted, found) = (format!("{:?}", self.dtype()), format!("{:?}", hidden.dtype()));
+            return Err(Error::mismatch("element type of the hidden states", wanted, found));
+        }
+        if hidden.device() != self.device() {
+            let (wanted, found) = (format!("{:?}", self.device()), format!("{:?}", hidden.device()));
+            return Err(Error::mismatch("device of the hidden states", wanted, found));
+        }
         if width != self.config.n_embd {
             return Err(Error::mismatch("width of the hidden states", self.config.n_embd, width));
         }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
         if let Some(Packed { matrix, bias }) = &self.packed_head {
-            let logits = matrix.linear(hidden, bias.clone(), false); // [B k, V]
+            let logits = self.on_kernel_threads(|| matrix.linear(hidden, bias.clone(), false)); // [B k, V]
             return Ok(logits.reshape([batch, time, self.config.vocab_size]));
         }
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]

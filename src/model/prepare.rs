@@ -8,7 +8,7 @@ use gpt2_burn_backends::{PackedMatrix, has_kernels};
 use super::{Gpt2, Linear};
 use crate::{Error, Result};
 
-/// Element types that a prepared model holds its matrices in. What is computed from them is f32.
+/// Element types that a prepared model holds its matrices in. What kernels compute from them is f32.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WeightFormat {
@@ -52,13 +52,16 @@ impl Packed {
 impl Gpt2 {
     /// The same model with its matrices in the layout that the device's kernels stream best, in `format`.
     ///
-    /// It is for inference, and the last thing that is done with a model: it does not train, nor can it be saved or cast.
-    /// Matrices are packed one after the other and not held twice, if no clone of the model holds them. On a device
-    /// without kernels, and for training, nothing is packed: the model is only cast to `format`.
+    /// It is for inference, and the last thing that is done with a model: it does not train, nor can it be saved, cast or
+    /// moved. What is packed is no parameter any more: those of the blocks' linear layers and of the head are left
+    /// without elements, so a burn record of a prepared model holds none of its weights. Matrices are packed one after
+    /// the other and not held twice, if no clone of the model holds them.
+    ///
+    /// On a device without kernels, and for training, nothing is packed: the model is only [cast](Self::cast) to `format`.
     ///
     /// # Errors
     ///
-    /// [`Error::Prepared`] if it is prepared already; otherwise as [`cast`](Self::cast).
+    /// [`Error::Prepared`] if it is prepared already; [`Error::Device`] if the device does not compute in `format`.
     pub fn prepare(mut self, format: WeightFormat) -> Result<Self> {
         self.check_unprepared("prepared again")?;
         if !has_kernels(&self.device()) {
@@ -68,7 +71,7 @@ impl Gpt2 {
         let head = match self.lm_head.take() {
             Some(mut head) => {
                 let packed = Packed::new(emptied(&mut head.weight).transpose(), None, format);
-                self.wte = Embedding { weight: cast(self.wte.weight, DType::F32) };
+                self.wte = Embedding { weight: cast(self.wte.weight, format.into()) };
                 self.lm_head = Some(head);
                 packed
             }
@@ -80,13 +83,21 @@ impl Gpt2 {
                 linear.prepare(format);
             }
         }
-        // Norms and positions are small and enter f32 sums.
-        Ok(self.map(&mut ToF32))
+        // Norms and positions are small and enter f32 sums. A token embedding of its own is not small; its rows are cast
+        // as they are looked up.
+        let wte = self.wte.clone();
+        Ok(Self { wte, ..self.map(&mut ToF32) })
     }
 
     /// Whether the weights are in the layout of the device's kernels.
     pub fn is_prepared(&self) -> bool {
         self.packed_head.is_some()
+    }
+
+    /// Fails if the model was prepared and then moved to where its packed matrices are not.
+    pub(super) fn check_in_place(&self) -> Result<()> {
+        let in_place = !self.is_prepared() || has_kernels(&self.device());
+        if in_place { Ok(()) } else { Err(Error::Prepared { what: "trained, or moved to another device" }) }
     }
 
     pub(crate) fn check_unprepared(&self, what: &'static str) -> Result<()> {

@@ -1,7 +1,7 @@
 //! `softmax(q k^T / sqrt D) v` over the keys that each query sees, in place in the cache.
 //!
 //! Every query of every head is computed by itself, over its own keys and no others: there is no mask, and what stands
-//! behind a row's end is not read. Keys and values are each read once. Sums have an order that depends on the number of
+//! behind a row's end is not read. Sums have an order that depends on the number of
 //! keys alone: 16 partial sums over the width of a head for a score, 16 over the keys for the softmax's denominator, and
 //! one chain over the keys for each element of the result.
 #![allow(clippy::needless_range_loop)] // an index runs over several arrays at once
@@ -31,7 +31,7 @@ impl<'a, E> View<'a, E> {
     }
 }
 
-/// Consecutive keys and values; a query sees `visible` of them.
+/// Consecutive keys and values.
 #[derive(Clone, Copy)]
 pub struct Segment<'a, E> {
     /// `[B, H, N, D]`.
@@ -68,14 +68,13 @@ const QUERY_BLOCK: usize = 16;
 /// # Panics
 ///
 /// If a view does not hold what the shape says.
-pub fn attend<E: Element>(attention: Attention<'_, E>, out: &mut [f32]) {
+pub fn attend<E: Element>(arch: Arch, attention: Attention<'_, E>, out: &mut [f32]) {
     let [batch, heads, time, head_dim] = attention.shape;
     assert_eq!(out.len(), batch * heads * time * head_dim, "elements of the result");
     if out.is_empty() {
         return;
     }
     let blocks = time.div_ceil(QUERY_BLOCK);
-    let arch = Arch::new();
     let width = heads * head_dim;
     let out = Output::new(out, width);
     let work = |scratch: &mut Scratch, task: usize| {

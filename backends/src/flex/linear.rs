@@ -1,10 +1,11 @@
 //! `x W + b` for any number of rows, with one order of adding.
 //!
 //! The weights lie in tiles of 32 columns, a tile's elements in the order in which they are read, so that a product
-//! streams them once from end to end. A tile is multiplied with up to 12 rows at a time whose 12 x 32 sums stay in
-//! registers over the whole length of the columns. So each element of the result is one chain of fused multiply-adds from
-//! the first to the last input, whatever the number of rows or threads: its bits do not depend on the company it is
-//! computed in. With one row the memory is the limit, with many the multipliers; nothing else is written for either case.
+//! streams them once from end to end. A tile is multiplied with as many rows at a time as registers hold sums of (12 with
+//! AVX-512, 3 with AVX2 or NEON), over the whole length of the columns. So each element of the result is one chain of
+//! fused multiply-adds from the first to the last input, whatever the number of rows or threads: its bits do not depend
+//! on the company it is computed in. With one row the memory is the limit, with many the multipliers; nothing else is
+//! written for either case.
 
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
@@ -13,9 +14,7 @@ use super::element::Element;
 use super::gelu::gelu;
 use super::lanes::{LANES, with_width};
 use super::output::Output;
-
-/// Columns of a tile.
-pub const TILE: usize = 32;
+use crate::ops::TILE;
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MOST_ROWS: usize = 12;
@@ -90,7 +89,7 @@ pub struct Epilogue<'a> {
 /// # Panics
 ///
 /// If the lengths do not fit together.
-pub fn linear<E: Element>(x: &[f32], weights: Packed<'_, E>, epilogue: Epilogue<'_>, out: &mut [f32]) {
+pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogue: Epilogue<'_>, out: &mut [f32]) {
     let Packed { inputs, outputs, .. } = weights;
     if outputs == 0 {
         return assert!(out.is_empty(), "length of the result");
@@ -103,13 +102,13 @@ pub fn linear<E: Element>(x: &[f32], weights: Packed<'_, E>, epilogue: Epilogue<
         return;
     }
 
-    let groups = Groups::new(x, rows, inputs);
+    let groups = Groups::new(arch, x, rows, inputs);
     let blocks: Vec<&[Group]> = groups.groups.chunks((ROW_BLOCK / groups.size).max(1)).collect();
     let tiles = outputs.div_ceil(TILE);
     let portion = tiles.div_ceil(PORTIONS * rayon::current_num_threads()).max(1);
     let portions = tiles.div_ceil(portion);
     let out = Output::new(out, outputs);
-    let (arch, interleaved) = (Arch::new(), groups.interleaved(x));
+    let interleaved = groups.interleaved(x);
     let work = |task: usize| {
         let (tiles_from, block) = (task / blocks.len() * portion, blocks[task % blocks.len()]);
         for tile in tiles_from..(tiles_from + portion).min(tiles) {
@@ -140,8 +139,8 @@ struct Groups {
 }
 
 impl Groups {
-    fn new(x: &[f32], rows: usize, inputs: usize) -> Self {
-        let most = Arch::new().dispatch(MostRows);
+    fn new(arch: Arch, x: &[f32], rows: usize, inputs: usize) -> Self {
+        let most = arch.dispatch(MostRows);
         // Evenly: 13 rows are 7 and 6, since few rows at a time leave multipliers idle.
         let size = rows.div_ceil(rows.div_ceil(most));
         let groups: Vec<Group> =

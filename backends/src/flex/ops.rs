@@ -4,6 +4,8 @@ use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::tensor::{DType, TensorData, bf16, f16};
+use pulp::Arch;
+use rayon::prelude::*;
 
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
@@ -73,8 +75,13 @@ impl Gpt2Ops for Flex {
         with_element!(tiles.dtype(), E if true => {
             let packed = Packed::new(elements::<E>(&tiles), inputs, count * width);
             let ids = integers(&ids);
-            let columns = ids.iter().flat_map(|&id| packed.column(id)).map(|x| E::widen(&[x])[0]);
-            Tensor::from_data(TensorData::new(columns.collect::<Vec<f32>>(), [ids.len(), inputs]))
+            let mut rows = vec![0.0_f32; ids.len() * inputs];
+            rows.par_chunks_exact_mut(inputs.max(1)).zip(&ids).with_min_len(16).for_each(|(row, &id)| {
+                for (to, from) in row.iter_mut().zip(packed.column(id)) {
+                    *to = E::widen(&[from])[0];
+                }
+            });
+            Tensor::from_data(TensorData::new(rows, [ids.len(), inputs]))
         }, _ => default::packed_columns::<Self>(tiles, ids))
     }
 
@@ -98,7 +105,7 @@ fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epil
     let [rows, inputs] = x.shape().dims();
     let x = x.to_contiguous();
     let mut out = vec![0.0; rows * outputs];
-    linear(elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
+    linear(Arch::new(), elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
 }
 
@@ -110,8 +117,17 @@ fn attend_over(
     past: IntTensor<Flex>,
 ) -> Tensor {
     let [batch, heads, time, head_dim] = query.shape().dims();
-    let [_, _, count, _] = keys.shape().dims();
+    let [rows, _, count, _] = keys.shape().dims();
     let dtype = keys.dtype();
+    assert_eq!(keys.shape().dims(), [rows, heads, count, head_dim], "shape of the keys");
+    assert_eq!(values.shape(), keys.shape(), "shape of the values");
+    assert!(rows == batch || rows == 1, "{rows} rows of keys for {batch} rows of queries");
+    assert_eq!(past.shape().dims(), [batch], "shape of the lengths");
+    if let Some((keys, values)) = &shared {
+        let [_, _, count, _] = keys.shape().dims();
+        assert_eq!(keys.shape().dims(), [1, heads, count, head_dim], "shape of the shared keys");
+        assert_eq!(values.shape(), keys.shape(), "shape of the shared values");
+    }
     let mut cached = vec![&values];
     cached.extend(shared.iter().flat_map(|(keys, values)| [keys, values]));
     let is_fit = query.dtype() == DType::F32 && cached.iter().all(|tensor| tensor.dtype() == dtype);
@@ -131,7 +147,7 @@ fn attend_over(
             shape: [batch, heads, time, head_dim],
         };
         let mut out = vec![0.0; batch * time * heads * head_dim];
-        attend(attention, &mut out);
+        attend(Arch::new(), attention, &mut out);
         Tensor::from_data(TensorData::new(out, [batch, time, heads * head_dim]))
     }, _ => match shared {
         Some((shared_keys, shared_values)) => {
@@ -176,7 +192,8 @@ fn integers(tensor: &IntTensor<Flex>) -> Vec<usize> {
         DType::I32 => elements::<i32>(&tensor).iter().map(|&x| x as usize).collect(),
         _ => {
             let data = tensor.into_data().convert::<i64>();
-            data.as_slice::<i64>().map(|ints| ints.iter().map(|&x| x as usize).collect()).unwrap_or_default()
+            let integers = data.as_slice::<i64>().expect("they were converted to i64");
+            integers.iter().map(|&x| x as usize).collect()
         }
     }
 }

@@ -2,10 +2,19 @@
 
 use burn::tensor::{ElementConversion, bf16, f16};
 use proptest::prelude::*;
+use pulp::Arch;
 
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
 use super::linear::{Epilogue, Packed, linear, pack};
+
+/// What kernels can be run on here: what was found, and what there is less of.
+fn all() -> Vec<Arch> {
+    let mut all = vec![Arch::new(), Arch::Scalar];
+    #[cfg(target_arch = "x86_64")]
+    all.extend(pulp::x86::V3::try_new().map(Arch::V3));
+    all
+}
 
 /// Numbers between -1 and 1 that depend on their place and a seed alone.
 fn numbers(count: usize, seed: u64) -> Vec<f32> {
@@ -30,7 +39,12 @@ fn check_linear<E: Element>([rows, inputs, outputs]: [usize; 3], [bias, use_gelu
     let epilogue =
         Epilogue { bias: bias.then_some(&of_bias), gelu: use_gelu, residual: residual.then_some(&of_residual) };
     let mut found = vec![f32::NAN; rows * outputs];
-    linear(&x, packed, epilogue, &mut found);
+    linear(Arch::new(), &x, packed, epilogue, &mut found);
+    for arch in all() {
+        let mut other = vec![f32::NAN; rows * outputs];
+        linear(arch, &x, packed, epilogue, &mut other);
+        assert_eq!(bits(&other), bits(&found), "{arch:?}");
+    }
     for row in 0..rows {
         let x = &x[row * inputs..][..inputs];
         for output in 0..outputs {
@@ -46,7 +60,7 @@ fn check_linear<E: Element>([rows, inputs, outputs]: [usize; 3], [bias, use_gelu
         // The same bits by itself.
         let mut alone = vec![f32::NAN; outputs];
         let residual = epilogue.residual.map(|residual| &residual[row * outputs..][..outputs]);
-        linear(x, packed, Epilogue { residual, ..epilogue }, &mut alone);
+        linear(Arch::new(), x, packed, Epilogue { residual, ..epilogue }, &mut alone);
         assert_eq!(bits(&alone), bits(&found[row * outputs..][..outputs]), "row {row} of {rows}");
     }
     for output in 0..outputs {
@@ -119,7 +133,12 @@ fn check_attention<E: Element>(sizes: Sizes, past: &[usize]) {
     };
     let width = heads * head_dim;
     let mut found = vec![f32::NAN; batch * time * width];
-    attend(attention, &mut found);
+    attend(Arch::new(), attention, &mut found);
+    for arch in all() {
+        let mut other = vec![f32::NAN; batch * time * width];
+        attend(arch, attention, &mut other);
+        assert_eq!(bits(&other), bits(&found), "{arch:?}");
+    }
 
     for row in 0..batch {
         for t in 0..time {
@@ -151,7 +170,7 @@ fn check_attention<E: Element>(sizes: Sizes, past: &[usize]) {
         let query = View { start: 7 + t * head_dim, ..query.view() };
         let one = Attention { query, past: &past, shape: [batch, heads, 1, head_dim], ..attention };
         let mut alone = vec![f32::NAN; batch * width];
-        attend(one, &mut alone);
+        attend(Arch::new(), one, &mut alone);
         for row in 0..batch {
             let together = &found[(row * time + t) * width..][..width];
             assert_eq!(bits(&alone[row * width..][..width]), bits(together), "query {t} of row {row}");

@@ -36,7 +36,8 @@ pub fn packed_linear<B: Backend>(
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
     let product = B::float_matmul(x, unpack::<B>(tiles, outputs, dtype));
-    let sum = B::float_add(product, B::float_reshape(bias, Shape::new([1, outputs])));
+    let bias = cast::<B>(B::float_reshape(bias, Shape::new([1, outputs])), dtype);
+    let sum = B::float_add(product, bias);
     if gelu { gelu_tanh::<B>(sum) } else { sum }
 }
 
@@ -65,8 +66,9 @@ pub fn attend<B: Backend>(
     values: FloatTensor<B>,
     past: IntTensor<B>,
 ) -> FloatTensor<B> {
-    let scores = masked_scores::<B>(query, keys, past);
-    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), values))
+    let dtype = query.dtype();
+    let scores = masked_scores::<B>(query, cast::<B>(keys, dtype), past);
+    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), cast::<B>(values, dtype)))
 }
 
 /// See [`Gpt2Ops::attend_shared`](super::Gpt2Ops::attend_shared).
@@ -79,9 +81,11 @@ pub fn attend_shared<B: Backend>(
     past: IntTensor<B>,
 ) -> FloatTensor<B> {
     let [batch, _, _, _] = query.shape().dims::<4>();
+    let dtype = query.dtype();
+    let (keys, values) = (cast::<B>(keys, dtype), cast::<B>(values, dtype));
     let of_all = |shared: FloatTensor<B>| {
         let [_, heads, count, head_dim] = shared.shape().dims();
-        B::float_expand(shared, Shape::new([batch, heads, count, head_dim]))
+        B::float_expand(cast::<B>(shared, dtype), Shape::new([batch, heads, count, head_dim]))
     };
     let [_, _, _, head_dim] = query.shape().dims();
     let scaled = B::float_div_scalar(query.clone(), (head_dim as f64).sqrt().into());
@@ -97,7 +101,11 @@ fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> Fl
     let order = [1, 0, 2];
     let wide = B::float_reshape(B::float_permute(tiles, &order), Shape::new([inputs, count * TILE]));
     let matrix = B::float_slice(wide, &[Slice::from(0..inputs), Slice::from(0..outputs)]);
-    if matrix.dtype() == dtype { matrix } else { B::float_cast(matrix, dtype.into()) }
+    cast::<B>(matrix, dtype)
+}
+
+fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
 
 fn gelu_tanh<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {

@@ -1,0 +1,163 @@
+//! Each kernel beside what the machine can do: its bandwidth, measured by reading a large buffer, and its multiplications,
+//! measured by burn's product of two large square matrices.
+//!
+//!     cargo bench
+//!
+//! Weights and caches are taken in turns from more copies than any processor's cache holds, as a decode step finds them.
+
+use std::hint::black_box;
+use std::time::Instant;
+
+use comfy_table::{CellAlignment, Table, presets};
+use gpt2_burn::Threads;
+use gpt2_burn::backends::{PackedMatrix, attend};
+use gpt2_burn::burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
+use gpt2_burn::measure::median;
+use rayon::prelude::*;
+
+/// Bytes that no processor's cache holds.
+const MEMORY: usize = 256 << 20;
+
+/// Seconds that are spent on each line.
+const SECONDS: f64 = 0.5;
+
+struct Machine {
+    bytes_per_second: f64,
+    operations_per_second: f64,
+}
+
+fn main() {
+    // `cargo bench` passes `--bench`, `cargo test --benches` does not: then one repetition of everything is enough.
+    let seconds = if std::env::args().any(|argument| argument == "--bench") { SECONDS } else { 0.0 };
+    let threads = Threads::current();
+    Threads::enter(|| {
+        let machine = Machine {
+            bytes_per_second: MEMORY as f64 / time(seconds, reading()),
+            operations_per_second: 2.0 * 1536_f64.powi(3) / time(seconds, multiplying()),
+        };
+        let (bytes, operations) = (machine.bytes_per_second, machine.operations_per_second);
+        println!("{threads} threads read {:.1} GB/s and multiply {:.0} GFLOP/s\n", bytes / 1e9, operations / 1e9);
+        println!("{}\n", linear(&machine, seconds));
+        println!("{}", attention(&machine, seconds));
+    });
+}
+
+/// Median seconds of a repetition.
+fn time(seconds: f64, mut work: impl FnMut()) -> f64 {
+    work();
+    let (started, mut all) = (Instant::now(), Vec::new());
+    while all.is_empty() || started.elapsed().as_secs_f64() < seconds {
+        let started = Instant::now();
+        work();
+        all.push(started.elapsed().as_secs_f64());
+    }
+    median(&all).unwrap_or(f64::NAN)
+}
+
+fn reading() -> impl FnMut() {
+    let buffer = vec![1_u64; MEMORY / 8];
+    let part = buffer.len() / (8 * Threads::current());
+    move || {
+        let sums = buffer.par_chunks(part).map(|part| part.iter().fold(0_u64, |sum, x| sum.wrapping_add(*x)));
+        black_box(sums.reduce(|| 0, u64::wrapping_add));
+    }
+}
+
+fn multiplying() -> impl FnMut() {
+    let [left, right] = [0, 1].map(|_| random([1536, 1536]));
+    move || {
+        black_box(left.clone().matmul(right.clone()));
+    }
+}
+
+fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+    Tensor::random(Shape::new(shape), Distribution::Uniform(-1.0, 1.0), &Device::flex())
+}
+
+fn table(header: [&str; 6]) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table
+}
+
+fn aligned(mut table: Table) -> Table {
+    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    table
+}
+
+fn cells(name: String, seconds: f64, bytes: f64, operations: f64, machine: &Machine) -> Vec<String> {
+    let percent = |rate: f64, most: f64| format!("{:.0}%", 100.0 * rate / most);
+    vec![
+        name,
+        format!("{:.3}", seconds * 1e3),
+        format!("{:.1}", bytes / seconds / 1e9),
+        percent(bytes / seconds, machine.bytes_per_second),
+        format!("{:.0}", operations / seconds / 1e9),
+        percent(operations / seconds, machine.operations_per_second),
+    ]
+}
+
+const COLUMNS: [&str; 5] = ["ms", "GB/s", "of bandwidth", "GFLOP/s", "of burn's product"];
+
+fn header(first: &str) -> [&str; 6] {
+    let [a, b, c, d, e] = COLUMNS;
+    [first, a, b, c, d, e]
+}
+
+fn linear(machine: &Machine, seconds: f64) -> Table {
+    let mut table = table(header("linear"));
+    let shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50_257)];
+    for dtype in [DType::F32, DType::F16, DType::BF16] {
+        for (inputs, outputs) in shapes {
+            let bytes = inputs * outputs * dtype.size();
+            let copies: Vec<PackedMatrix> = (0..(MEMORY / 2).div_ceil(bytes).min(40))
+                .map(|_| PackedMatrix::new(random([inputs, outputs]), dtype))
+                .collect();
+            let bias = Tensor::zeros([outputs], &Device::flex());
+            for rows in [1, 5, 8, 16, 32, 512] {
+                if rows * outputs > 4_000_000 {
+                    continue;
+                }
+                let x = random([rows, inputs]);
+                let mut turn = 0;
+                let spent = time(seconds, || {
+                    turn = (turn + 1) % copies.len();
+                    black_box(copies[turn].linear(x.clone(), bias.clone(), false));
+                });
+                let name = format!("{inputs} to {outputs}, {dtype:?}, {rows} rows").to_lowercase();
+                let operations = 2.0 * (rows * inputs * outputs) as f64;
+                table.add_row(cells(name, spent, bytes as f64, operations, machine));
+            }
+        }
+    }
+    aligned(table)
+}
+
+fn attention(machine: &Machine, seconds: f64) -> Table {
+    let mut table = table(header("attention, 12 heads of 64"));
+    let (heads, head_dim) = (12, 64);
+    for dtype in [DType::F32, DType::F16] {
+        for (batch, time_steps, past) in
+            [(1, 1, 127), (1, 1, 511), (1, 1, 999), (1, 5, 507), (8, 1, 127), (1, 512, 0), (1, 1000, 0)]
+        {
+            let keys = past + time_steps;
+            let bytes = 2 * batch * heads * keys * head_dim * dtype.size();
+            let shape = [batch, heads, keys, head_dim];
+            let copies: Vec<[Tensor<4>; 2]> =
+                (0..(MEMORY / 2).div_ceil(bytes).min(100)).map(|_| [0, 1].map(|_| random(shape).cast(dtype))).collect();
+            let query = random([batch, heads, time_steps, head_dim]);
+            let lengths = Tensor::<1, Int>::full([batch], past as i32, &Device::flex());
+            let mut turn = 0;
+            let spent = time(seconds, || {
+                turn = (turn + 1) % copies.len();
+                let [keys, values] = copies[turn].clone();
+                black_box(attend(query.clone(), keys, values, lengths.clone()));
+            });
+            let seen: usize = (0..time_steps).map(|t| past + t + 1).sum();
+            let operations = 4.0 * (batch * heads * seen * head_dim) as f64;
+            let name = format!("batch {batch}, {time_steps} new of {keys}, {dtype:?}").to_lowercase();
+            table.add_row(cells(name, spent, bytes as f64, operations, machine));
+        }
+    }
+    aligned(table)
+}
