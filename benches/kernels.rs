@@ -2,6 +2,7 @@
 //! measured by burn's product of two large square matrices.
 //!
 //!     cargo bench
+//!     cargo bench -- "768 to 3072, f16"
 //!
 //! Weights and caches are taken in turns from more copies than any processor's cache holds, as a decode step finds them.
 
@@ -27,6 +28,7 @@ struct Machine {
 }
 
 fn main() {
+    let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
     // `cargo bench` passes `--bench`, `cargo test --benches` does not: then one repetition of everything is enough.
     let seconds = if std::env::args().any(|argument| argument == "--bench") { SECONDS } else { 0.0 };
     let threads = Threads::current();
@@ -37,8 +39,8 @@ fn main() {
         };
         let (bytes, operations) = (machine.bytes_per_second, machine.operations_per_second);
         println!("{threads} threads read {:.1} GB/s and multiply {:.0} GFLOP/s\n", bytes / 1e9, operations / 1e9);
-        println!("{}\n", linear(&machine, seconds));
-        println!("{}", attention(&machine, seconds));
+        println!("{}\n", linear(&machine, seconds, &only));
+        println!("{}", attention(&machine, seconds, &only));
     });
 }
 
@@ -104,7 +106,7 @@ fn header(first: &str) -> [&str; 6] {
     [first, a, b, c, d, e]
 }
 
-fn linear(machine: &Machine, seconds: f64) -> Table {
+fn linear(machine: &Machine, seconds: f64, only: &str) -> Table {
     let mut table = table(header("linear"));
     let shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50_257)];
     for dtype in [DType::F32, DType::F16, DType::BF16] {
@@ -115,7 +117,8 @@ fn linear(machine: &Machine, seconds: f64) -> Table {
                 .collect();
             let bias = Tensor::zeros([outputs], &Device::flex());
             for rows in [1, 5, 8, 16, 32, 512] {
-                if rows * outputs > 4_000_000 {
+                let name = format!("{inputs} to {outputs}, {dtype:?}, {rows} rows").to_lowercase();
+                if rows * outputs > 4_000_000 || !name.contains(only) {
                     continue;
                 }
                 let x = random([rows, inputs]);
@@ -124,7 +127,6 @@ fn linear(machine: &Machine, seconds: f64) -> Table {
                     turn = (turn + 1) % copies.len();
                     black_box(copies[turn].linear(x.clone(), bias.clone(), false));
                 });
-                let name = format!("{inputs} to {outputs}, {dtype:?}, {rows} rows").to_lowercase();
                 let operations = 2.0 * (rows * inputs * outputs) as f64;
                 table.add_row(cells(name, spent, bytes as f64, operations, machine));
             }
@@ -133,7 +135,7 @@ fn linear(machine: &Machine, seconds: f64) -> Table {
     aligned(table)
 }
 
-fn attention(machine: &Machine, seconds: f64) -> Table {
+fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
     let mut table = table(header("attention, 12 heads of 64"));
     let (heads, head_dim) = (12, 64);
     for dtype in [DType::F32, DType::F16] {
@@ -141,6 +143,10 @@ fn attention(machine: &Machine, seconds: f64) -> Table {
             [(1, 1, 127), (1, 1, 511), (1, 1, 999), (1, 5, 507), (8, 1, 127), (1, 512, 0), (1, 1000, 0)]
         {
             let keys = past + time_steps;
+            let name = format!("batch {batch}, {time_steps} new of {keys}, {dtype:?}").to_lowercase();
+            if !name.contains(only) {
+                continue;
+            }
             let bytes = 2 * batch * heads * keys * head_dim * dtype.size();
             let shape = [batch, heads, keys, head_dim];
             let copies: Vec<[Tensor<4>; 2]> =
@@ -155,7 +161,6 @@ fn attention(machine: &Machine, seconds: f64) -> Table {
             });
             let seen: usize = (0..time_steps).map(|t| past + t + 1).sum();
             let operations = 4.0 * (batch * heads * seen * head_dim) as f64;
-            let name = format!("batch {batch}, {time_steps} new of {keys}, {dtype:?}").to_lowercase();
             table.add_row(cells(name, spent, bytes as f64, operations, machine));
         }
     }

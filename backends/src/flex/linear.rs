@@ -14,6 +14,7 @@ use super::element::Element;
 use super::gelu::gelu;
 use super::lanes::{LANES, with_width};
 use super::output::Output;
+use super::prefetch::prefetch;
 use crate::ops::TILE;
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
@@ -24,6 +25,16 @@ const ROW_BLOCK: usize = 10 * MOST_ROWS;
 
 /// Tiles for a thread are dealt in this many portions, since threads are not equally fast.
 const PORTIONS: usize = 4;
+
+/// Bytes that are fetched from memory together.
+const CACHE_LINE: usize = 64;
+
+/// Bytes of weights that are asked for before they are needed: with many rows at a time, a processor does not look far
+/// enough ahead by itself.
+const AHEAD: usize = 4096;
+
+/// Groups of rows from which on a tile of halves is widened once for all of them, and not in each of their products.
+const WORTH_WIDENING: usize = 6;
 
 /// Below as many multiplications threads cost more than they bring.
 const WORTH_THREADS: usize = 200_000;
@@ -209,14 +220,29 @@ impl<E: Element> WithSimd for Tile<'_, E> {
 fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
     let inputs = task.weights.inputs;
     let (weights, _) = task.weights.tiles[task.tile * TILE * inputs..][..TILE * inputs].as_chunks::<TILE>();
+    if task.groups.len() >= WORTH_WIDENING && size_of::<E>() < size_of::<f32>() {
+        // Widened once for all rows, into what stays in a near cache.
+        let mut wide = Vec::with_capacity(inputs);
+        for row in weights {
+            wide.push(E::widen(row));
+        }
+        return groups::<S, E, f32, V>(simd, &task, &wide);
+    }
+    groups::<S, E, E, V>(simd, &task, weights)
+}
+
+/// The product of a tile, whose elements are `W`, with each group of rows.
+#[inline(always)]
+fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<'_, E>, weights: &[[W; TILE]]) {
+    let inputs = task.weights.inputs;
     for group in task.groups {
         let x = &task.interleaved[group.first * inputs..][..group.rows * inputs];
         macro_rules! for_rows {
             ($($rows:literal)*) => {
                 match group.rows {
                     $($rows => {
-                        let sums = product::<S, E, V, $rows>(simd, x.as_chunks().0, weights);
-                        finish(simd, &task, group.first, sums);
+                        let sums = product::<S, W, V, $rows>(simd, x.as_chunks().0, weights);
+                        finish(simd, task, group.first, sums);
                     })*
                     rows => unreachable!("{rows} rows at a time"),
                 }
@@ -235,6 +261,9 @@ fn product<S: Simd, E: Element, const V: usize, const R: usize>(
 ) -> [[f32; TILE]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for (x, weights) in x.iter().zip(weights) {
+        for line in 0..size_of::<[E; TILE]>().div_ceil(CACHE_LINE) {
+            prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line * CACHE_LINE));
+        }
         let weights = E::widen(weights);
         let (weights, _) = S::as_simd_f32s(&weights);
         for row in 0..R {

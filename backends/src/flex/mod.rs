@@ -9,6 +9,7 @@ mod lanes;
 pub mod linear;
 mod ops;
 mod output;
+mod prefetch;
 #[cfg(test)]
 mod tests;
 
