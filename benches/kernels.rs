@@ -125,7 +125,7 @@ fn linear(machine: &Machine, seconds: f64, only: &str) -> Table {
                 let mut turn = 0;
                 let spent = time(seconds, || {
                     turn = (turn + 1) % copies.len();
-                    black_box(copies[turn].linear(x.clone(), bias.clone(), false));
+                    black_box(copies[turn].linear(x.clone(), bias.clone(), None));
                 });
                 let operations = 2.0 * (rows * inputs * outputs) as f64;
                 table.add_row(cells(name, spent, bytes as f64, operations, machine));

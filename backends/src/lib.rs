@@ -23,7 +23,7 @@ mod threads;
 use burn::tensor::{DType, Device};
 
 pub use matrix::{PackedMatrix, attend, attend_shared, has_kernels};
-pub use ops::Gpt2Ops;
+pub use ops::{Gelu, Gpt2Ops};
 pub use threads::Threads;
 
 /// A device that cannot be had, or cannot do what is asked of it.

@@ -3,7 +3,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::ops::{Gpt2Ops, TILE};
+use crate::ops::{Gelu, Gpt2Ops, TILE};
 
 /// Whether there are kernels for a device; without them, matrices had better not be packed. The CPU has them if it has
 /// AVX2 with FMA, AVX-512 or NEON; a device that records gradients has none.
@@ -44,12 +44,12 @@ impl PackedMatrix {
         outputs.div_ceil(TILE) * TILE * inputs * self.tiles.dtype().size()
     }
 
-    /// `x W + b`, put through GELU in its tanh form if `gelu`: `[N, inputs]` to `[N, outputs]`, in f32 both.
+    /// `x W + b`, put through GELU if a form of it is given: `[N, inputs]` to `[N, outputs]`, in f32 both.
     ///
     /// # Panics
     ///
     /// If shapes or element types are others.
-    pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: bool) -> Tensor<2> {
+    pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: Option<Gelu>) -> Tensor<2> {
         let (x, tiles, bias) = (x.into_dispatch(), self.tiles.clone().into_dispatch(), bias.into_dispatch());
         Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_linear(x, tiles, bias, self.outputs, gelu))
     }
@@ -146,7 +146,7 @@ mod tests {
                     let tiles = || packed.tiles.clone().try_into_primitive::<Flex>().unwrap();
                     let of_bias = || bias.clone().try_into_primitive::<Flex>().unwrap();
                     let tensor = |primitive| Tensor::<2>::from_primitive::<Flex>(primitive);
-                    for gelu in [false, true] {
+                    for gelu in [None, Some(Gelu::Tanh), Some(Gelu::Erf)] {
                         let expected =
                             default::packed_linear::<Flex>(flex(x.clone()), tiles(), of_bias(), outputs, gelu);
                         assert_close(packed.linear(x.clone(), bias.clone(), gelu), tensor(expected));

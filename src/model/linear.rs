@@ -7,6 +7,7 @@ use burn::tensor::{Device, Tensor, module};
 use super::apart::rows_apart;
 use super::gelu::gelu;
 use super::prepare::Packed;
+use crate::backends::Gelu;
 use crate::config::Activation;
 
 /// `x W + b`.
@@ -34,7 +35,7 @@ impl Linear {
     /// `[N, d_input]` to `[N, d_output]`; row by row if `apart`.
     pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
         if let Some(Packed { matrix, bias }) = &self.packed {
-            return matrix.linear(x, bias.clone(), false);
+            return matrix.linear(x, bias.clone(), None);
         }
         let product = |x| module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val));
         rows_apart(x, apart, product)
@@ -42,10 +43,12 @@ impl Linear {
 
     /// The same, put through GELU.
     pub(super) fn forward_gelu(&self, x: Tensor<2>, form: Activation, apart: bool) -> Tensor<2> {
-        match (&self.packed, form) {
-            (Some(Packed { matrix, bias }), Activation::GeluTanh) => matrix.linear(x, bias.clone(), true),
-            _ => gelu(self.forward(x, apart), form),
-        }
+        let Some(Packed { matrix, bias }) = &self.packed else { return gelu(self.forward(x, apart), form) };
+        let form = match form {
+            Activation::GeluTanh => Gelu::Tanh,
+            Activation::GeluErf => Gelu::Erf,
+        };
+        matrix.linear(x, bias.clone(), Some(form))
     }
 
     /// The same, through dropout, added to the residual stream, `[N, d_output]`.

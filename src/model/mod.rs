@@ -280,7 +280,7 @@ impl Gpt2 {
         }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
         if let Some(Packed { matrix, bias }) = &self.packed_head {
-            let logits = self.on_kernel_threads(|| matrix.linear(hidden, bias.clone(), false)); // [B k, V]
+            let logits = self.on_kernel_threads(|| matrix.linear(hidden, bias.clone(), None)); // [B k, V]
             return Ok(logits.reshape([batch, time, self.config.vocab_size]));
         }
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]

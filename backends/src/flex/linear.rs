@@ -15,7 +15,7 @@ use super::gelu::gelu;
 use super::lanes::{LANES, with_width};
 use super::output::Output;
 use super::prefetch::prefetch;
-use crate::ops::TILE;
+use crate::ops::{Gelu, TILE};
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MOST_ROWS: usize = 12;
@@ -89,8 +89,8 @@ impl<'a, E: Element> Packed<'a, E> {
 pub struct Epilogue<'a> {
     /// Added to each row: `[outputs]`.
     pub bias: Option<&'a [f32]>,
-    /// Put through GELU in its tanh form.
-    pub gelu: bool,
+    /// Put through GELU.
+    pub gelu: Option<Gelu>,
     /// Added in the end: `[rows, outputs]`.
     pub residual: Option<&'a [f32]>,
 }
@@ -291,9 +291,9 @@ fn finish<S: Simd, E: Element, const R: usize>(simd: S, task: &Tile<'_, E>, firs
         if let Some(bias) = task.epilogue.bias {
             add(&mut sums, &bias[column..column + columns]);
         }
-        if task.epilogue.gelu {
+        if let Some(form) = task.epilogue.gelu {
             for chunk in sums.as_chunks_mut::<LANES>().0 {
-                with_width!(simd: S => gelu(chunk));
+                with_width!(simd: S => gelu(chunk, form));
             }
         }
         if let Some(residual) = task.epilogue.residual {

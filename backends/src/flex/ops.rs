@@ -10,7 +10,7 @@ use rayon::prelude::*;
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
 use super::linear::{Epilogue, Packed, linear, pack};
-use crate::ops::{Gpt2Ops, default};
+use crate::ops::{Gelu, Gpt2Ops, default};
 
 type Tensor = FloatTensor<Flex>;
 
@@ -51,7 +51,7 @@ impl Gpt2Ops for Flex {
         }, _ => default::pack::<Self>(matrix))
     }
 
-    fn packed_linear(x: Tensor, tiles: Tensor, bias: Tensor, outputs: usize, gelu: bool) -> Tensor {
+    fn packed_linear(x: Tensor, tiles: Tensor, bias: Tensor, outputs: usize, gelu: Option<Gelu>) -> Tensor {
         let is_f32 = x.dtype() == DType::F32 && bias.dtype() == DType::F32;
         with_element!(tiles.dtype(), E if is_f32 => {
             let bias = bias.to_contiguous();
@@ -65,7 +65,7 @@ impl Gpt2Ops for Flex {
         let is_f32 = [&x, &bias, &residual].iter().all(|tensor| tensor.dtype() == DType::F32);
         with_element!(tiles.dtype(), E if is_f32 => {
             let (bias, residual) = (bias.to_contiguous(), residual.to_contiguous());
-            let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: false, residual: Some(elements(&residual)) };
+            let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
             product::<E>(x, &tiles, outputs, epilogue)
         }, _ => default::packed_linear_add::<Self>(x, tiles, bias, residual))
     }

@@ -7,6 +7,7 @@ use pulp::Arch;
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
 use super::linear::{Epilogue, Packed, linear, pack};
+use crate::ops::Gelu;
 
 /// What kernels can be run on here: what was found, and what there is less of.
 fn all() -> Vec<Arch> {
@@ -36,8 +37,11 @@ fn check_linear<E: Element>([rows, inputs, outputs]: [usize; 3], [bias, use_gelu
     let tiles = pack(inputs, outputs, |input, output| weights[input * outputs + output]);
     let packed = Packed::new(&tiles, inputs, outputs);
     let (of_bias, of_residual) = (numbers(outputs, 3), numbers(rows * outputs, 4));
-    let epilogue =
-        Epilogue { bias: bias.then_some(&of_bias), gelu: use_gelu, residual: residual.then_some(&of_residual) };
+    let epilogue = Epilogue {
+        bias: bias.then_some(&of_bias),
+        gelu: use_gelu.then_some(Gelu::Tanh),
+        residual: residual.then_some(&of_residual),
+    };
     let mut found = vec![f32::NAN; rows * outputs];
     linear(Arch::new(), &x, packed, epilogue, &mut found);
     for arch in all() {

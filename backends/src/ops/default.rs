@@ -4,7 +4,7 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{BoolStore, DType, Shape, Slice};
 
-use super::TILE;
+use super::{Gelu, TILE};
 
 /// See [`Gpt2Ops::pack`](super::Gpt2Ops::pack).
 pub fn pack<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
@@ -32,13 +32,17 @@ pub fn packed_linear<B: Backend>(
     tiles: FloatTensor<B>,
     bias: FloatTensor<B>,
     outputs: usize,
-    gelu: bool,
+    gelu: Option<Gelu>,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
     let product = B::float_matmul(x, unpack::<B>(tiles, outputs, dtype));
     let bias = cast::<B>(B::float_reshape(bias, Shape::new([1, outputs])), dtype);
     let sum = B::float_add(product, bias);
-    if gelu { gelu_tanh::<B>(sum) } else { sum }
+    match gelu {
+        None => sum,
+        Some(Gelu::Tanh) => gelu_tanh::<B>(sum),
+        Some(Gelu::Erf) => gelu_erf::<B>(sum),
+    }
 }
 
 /// See [`Gpt2Ops::packed_linear_add`](super::Gpt2Ops::packed_linear_add).
@@ -49,7 +53,7 @@ pub fn packed_linear_add<B: Backend>(
     residual: FloatTensor<B>,
 ) -> FloatTensor<B> {
     let [_, outputs] = residual.shape().dims();
-    B::float_add(packed_linear::<B>(x, tiles, bias, outputs, false), residual)
+    B::float_add(packed_linear::<B>(x, tiles, bias, outputs, None), residual)
 }
 
 /// See [`Gpt2Ops::packed_columns`](super::Gpt2Ops::packed_columns).
@@ -106,6 +110,12 @@ fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> Fl
 
 fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
+}
+
+fn gelu_erf<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    let erf = B::float_erf(B::float_mul_scalar(x.clone(), std::f64::consts::FRAC_1_SQRT_2.into()));
+    let share = B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into());
+    B::float_mul(x, share)
 }
 
 fn gelu_tanh<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {

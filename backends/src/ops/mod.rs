@@ -10,6 +10,15 @@ pub(crate) mod default;
 /// Columns of a tile of a packed matrix.
 pub(crate) const TILE: usize = 32;
 
+/// The forms of the Gaussian error linear unit (Hendrycks and Gimpel, 2016).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Gelu {
+    /// `0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3)))`.
+    Tanh,
+    /// `0.5 x (1 + erf(x / sqrt 2))`.
+    Erf,
+}
+
 /// Operations on packed matrices and key-value caches.
 ///
 /// A packed matrix `[inputs, outputs]` is a tensor `[tiles, inputs, 32]`: each tile has 32 columns, those behind the last
@@ -21,14 +30,13 @@ pub trait Gpt2Ops: Backend {
         default::pack::<Self>(matrix)
     }
 
-    /// `gelu?(x W + b)`: `x` is `[N, inputs]`, `tiles` a packed matrix with `outputs` columns, `bias` `[outputs]`; GELU
-    /// is that of the tanh form.
+    /// `gelu?(x W + b)`: `x` is `[N, inputs]`, `tiles` a packed matrix with `outputs` columns, `bias` `[outputs]`.
     fn packed_linear(
         x: FloatTensor<Self>,
         tiles: FloatTensor<Self>,
         bias: FloatTensor<Self>,
         outputs: usize,
-        gelu: bool,
+        gelu: Option<Gelu>,
     ) -> FloatTensor<Self> {
         default::packed_linear::<Self>(x, tiles, bias, outputs, gelu)
     }
