@@ -272,6 +272,18 @@ fn a_cache_saves_what_it_is_there_to_save() {
 }
 
 #[test]
+fn a_row_whose_context_slides_does_not_make_the_others_wait() {
+    // The first row slides twice, and computes 11 tokens each time, while the second decodes one.
+    let prompts = [(0..20).collect(), vec![1, 2, 3]];
+    let request = GenerateRequest { on_context_end: ContextEnd::Slide { keep: Some(10) }, ..greedy(&prompts, 21) };
+    for decoder in [DECODERS[1].clone(), DECODERS[2].clone()] {
+        let report = generator(decoder).complete(&request).unwrap().report;
+        assert_eq!(report.computed_tokens, 23 + 2 * 20 + 2 * 10);
+        assert_eq!(report.padding_tokens, 17, "of the prompts, and no more");
+    }
+}
+
+#[test]
 fn a_row_is_not_touched_by_values_that_are_only_in_another() {
     // Id 0 gives NaN; a row without it must not notice that another has it, or that there is room behind its end.
     let mut model = random_model(small_config());

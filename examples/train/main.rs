@@ -70,15 +70,15 @@ struct Args {
     /// Before --long-from, one in so many steps has sequences of --n-positions tokens, in about as many tokens together
     #[arg(long, default_value_t = 5, value_name = "STEPS", value_parser = at_least_one())]
     long_interval: usize,
+    /// From this step on all sequences are --n-positions long
+    #[arg(long, default_value_t = 1800, value_name = "STEP")]
+    long_from: usize,
     /// Dropout behind the embeddings and at the end of each residual branch
     #[arg(long, default_value_t = 0.1)]
     dropout: f64,
     /// Dropout on the attention weights, of which there are n_head x n_positions^2 a sequence and layer
     #[arg(long, default_value_t = 0.0)]
     attention_dropout: f64,
-    /// From this step on all sequences are --n-positions long
-    #[arg(long, default_value_t = 1800, value_name = "STEP")]
-    long_from: usize,
     /// Sequences of --sequence-length tokens in a step
     #[arg(long, default_value_t = 16, value_parser = at_least_one())]
     batch_size: usize,

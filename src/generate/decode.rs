@@ -42,7 +42,24 @@ pub struct Decoding<'a> {
     dtype: DType,
     /// Made with the first logits, so that what it costs is a part of what they cost.
     cache: Option<KvCache>,
-    computed_tokens: usize,
+    computed: Computed,
+}
+
+/// What has gone through the model.
+#[derive(Clone, Copy, Default)]
+pub struct Computed {
+    pub tokens: usize,
+    /// Places behind the ends of rows that were shorter than others in their forward.
+    pub padding: usize,
+}
+
+impl Computed {
+    fn add(&mut self, rows: &[&[u32]]) {
+        let tokens: usize = rows.iter().map(|row| row.len()).sum();
+        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        self.tokens += tokens;
+        self.padding += rows.len() * longest - tokens;
+    }
 }
 
 impl<'a> Decoding<'a> {
@@ -56,7 +73,7 @@ impl<'a> Decoding<'a> {
             let what = "element type of the cache in the deterministic mode";
             return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
         }
-        Ok(Self { model, storage, batch, capacity, dtype, cache: None, computed_tokens: 0 })
+        Ok(Self { model, storage, batch, capacity, dtype, cache: None, computed: Computed::default() })
     }
 
     /// Logits behind each row's window, one row after the other. What of a window is in the cache is not computed
@@ -70,13 +87,13 @@ impl<'a> Decoding<'a> {
         let logits = match &mut self.cache {
             Some(cache) => {
                 let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
-                self.computed_tokens += new.iter().map(|ids| ids.len()).sum::<usize>();
+                self.computed.add(&new);
                 self.model.forward(&TokenBatch::new(&new, self.model)?, cache, Logits::Last)?
             }
             None => {
                 let capacity = self.model.config().n_positions;
                 let mut cache = self.model.cache(CacheStorage::Growing, windows.len(), capacity)?;
-                self.computed_tokens += windows.iter().map(|ids| ids.len()).sum::<usize>();
+                self.computed.add(windows);
                 self.model.forward(&TokenBatch::new(windows, self.model)?, &mut cache, Logits::Last)?
             }
         };
@@ -97,7 +114,7 @@ impl<'a> Decoding<'a> {
         let device = self.model.device();
         let mut filled =
             KvCache::new(self.model.config(), CacheStorage::Growing, rows.len(), longest, cache.dtype(), &device)?;
-        self.computed_tokens += heads.iter().map(|head| head.len()).sum::<usize>();
+        self.computed.add(&heads);
         self.model.hidden_states(&TokenBatch::new(&heads, self.model)?, &mut filled)?;
         rows.iter().enumerate().try_for_each(|(from, &row)| cache.copy_row(row, &filled, from))
     }
@@ -113,8 +130,8 @@ impl<'a> Decoding<'a> {
     }
 
     /// Tokens that have gone through the model.
-    pub fn computed_tokens(&self) -> usize {
-        self.computed_tokens
+    pub fn computed(&self) -> Computed {
+        self.computed
     }
 
     /// Bytes that the cache has reserved.

@@ -161,7 +161,8 @@ impl<'a> Generation<'a> {
         let vocab_size = self.generator.model.config().vocab_size;
         let logits = if is_prefill { self.prefill()? } else { self.decode()? };
         self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
-        self.report.computed_tokens = self.decoding.computed_tokens();
+        let computed = self.decoding.computed();
+        (self.report.computed_tokens, self.report.padding_tokens) = (computed.tokens, computed.padding);
         self.state = State::Decode;
         let live = std::mem::take(&mut self.live);
         for (&row, logits) in live.iter().zip(logits.chunks_exact(vocab_size)) {
