@@ -28,7 +28,7 @@ pub enum Error {
     },
 
     /// A model whose weights are packed for inference was to be changed or written.
-    #[error("a prepared model cannot be {what}: that comes before `prepare`")]
+    #[error("a prepared model cannot be {what}: `prepare` is the last thing that is done with a model")]
     Prepared {
         /// What was to be done.
         what: &'static str,

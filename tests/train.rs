@@ -59,6 +59,11 @@ fn a_run_repeats_and_an_interrupted_one_equals_one_that_was_not() {
     assert_eq!(expected.len(), 50);
     assert_eq!(log(&again), expected);
     assert_eq!(log(&paused), expected);
+    for (step, line) in (1..).zip(&expected) {
+        let shape = (line["sequences"].as_u64().unwrap(), line["sequence_length"].as_u64().unwrap());
+        let long = step % 3 == 0 || step > 40;
+        assert_eq!(shape, if long { (3, 16) } else { (6, 8) }, "step {step}");
+    }
     let loss = |step: usize| expected[step]["loss"].as_f64().unwrap();
     assert!(loss(49) < 0.8 * loss(0), "{} became {}", loss(0), loss(49));
     assert!(expected[49]["validation_nats_per_byte"].as_f64().unwrap() > 0.0);

@@ -109,11 +109,11 @@ impl ModelArgs {
         self.prepare(checkpoint.load(device, if kernels { DType::F32 } else { self.dtype.into() })?)
     }
 
-    /// Lets kernels compute the model, unless they are off.
+    /// The model in the type asked for, computed by kernels unless they are off.
     pub fn prepare(&self, model: Gpt2) -> Result<Gpt2, Failure> {
         match self.kernels {
             OnOff::On => Ok(model.prepare(self.dtype.into())?),
-            OnOff::Off => Ok(model),
+            OnOff::Off => Ok(model.cast(self.dtype.into())?),
         }
     }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use common::model::{ModelArgs, OnOff, WeightType};
+use common::model::{ModelArgs, WeightType};
 use common::{Failure, at_least_one};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
@@ -195,15 +195,7 @@ fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failu
         format!("`{name}` is none of the published sizes: {}", known.join(", "))
     })?;
     device.seed(args.seed);
-    let model = config.init(device)?;
-    Ok((
-        if args.model.kernels == OnOff::On {
-            args.model.prepare(model)?
-        } else {
-            model.cast(args.model.dtype.into())?
-        },
-        None,
-    ))
+    Ok((args.model.prepare(config.init(device)?)?, None))
 }
 
 fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Result<Work, Failure> {

@@ -166,7 +166,7 @@ fn train(args: &Args) -> Result<(), Failure> {
         let (model, loss) = state.trainer.step(state.model, &batch, target, schedule.learning_rate(step))?;
         state.model = model;
         state.step += 1;
-        let mut line = json!({"step": state.step, "loss": loss});
+        let mut line = json!({"step": state.step, "loss": loss, "sequences": size, "sequence_length": time});
         bar.set_position(state.step as u64);
         bar.set_message(format!("loss {loss:.4}"));
 

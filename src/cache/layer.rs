@@ -13,7 +13,7 @@ pub struct LayerCache {
 
 impl LayerCache {
     pub fn preallocated(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
-        let buffer = || filled(shape, dtype, device);
+        let buffer = || written_buffer(shape, dtype, device);
         Self { held: Some(Segment { keys: buffer(), values: buffer() }) }
     }
 
@@ -90,7 +90,7 @@ impl LayerCache {
 
 /// A buffer with something finite in it that was written, and not only asked for: an operating system gives zeros out as
 /// promises, and the memory would be found missing in the middle of a text.
-fn filled(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
+fn written_buffer(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
     Tensor::ones(shape, (device, dtype))
 }
 
@@ -106,7 +106,7 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
     if held == capacity {
         return buffer;
     }
-    let longer = filled([batch, heads, capacity, head_dim], buffer.dtype(), &buffer.device());
+    let longer = written_buffer([batch, heads, capacity, head_dim], buffer.dtype(), &buffer.device());
     match held_len {
         0 => longer,
         _ => longer.slice_assign([0..batch, 0..heads, 0..held_len, 0..head_dim], buffer.narrow(2, 0, held_len)),

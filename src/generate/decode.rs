@@ -129,7 +129,7 @@ impl<'a> Decoding<'a> {
         self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, 0))
     }
 
-    /// Tokens that have gone through the model.
+    /// What has gone through the model.
     pub fn computed(&self) -> Computed {
         self.computed
     }
