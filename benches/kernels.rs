@@ -10,10 +10,10 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
-use gpt2_burn::Threads;
 use gpt2_burn::backends::{PackedMatrix, attend};
 use gpt2_burn::burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
 use gpt2_burn::measure::median;
+use gpt2_burn::{Threads, WeightFormat};
 use rayon::prelude::*;
 
 /// Bytes that no processor's cache holds.
@@ -109,15 +109,16 @@ fn header(first: &str) -> [&str; 6] {
 fn linear(machine: &Machine, seconds: f64, only: &str) -> Table {
     let mut table = table(header("linear"));
     let shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50_257)];
-    for dtype in [DType::F32, DType::F16, DType::BF16] {
+    for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8] {
         for (inputs, outputs) in shapes {
-            let bytes = inputs * outputs * dtype.size();
-            let copies: Vec<PackedMatrix> = (0..(MEMORY / 2).div_ceil(bytes).min(40))
-                .map(|_| PackedMatrix::new(random([inputs, outputs]), dtype))
-                .collect();
+            let first = PackedMatrix::new(random([inputs, outputs]), format);
+            let bytes = first.bytes();
+            let count = (MEMORY / 2).div_ceil(bytes).min(40);
+            let others = (1..count).map(|_| PackedMatrix::new(random([inputs, outputs]), format));
+            let copies: Vec<PackedMatrix> = std::iter::once(first).chain(others).collect();
             let bias = Tensor::zeros([outputs], &Device::flex());
             for rows in [1, 5, 8, 16, 32, 512] {
-                let name = format!("{inputs} to {outputs}, {dtype:?}, {rows} rows").to_lowercase();
+                let name = format!("{inputs} to {outputs}, {format:?}, {rows} rows").to_lowercase();
                 if rows * outputs > 4_000_000 || !name.contains(only) {
                     continue;
                 }

@@ -12,7 +12,7 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::model::{ModelArgs, WeightType};
+use common::model::{FloatType, ModelArgs};
 use common::{Failure, Switch, prompts::PromptArgs};
 use gpt2_burn::CacheStorage;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
@@ -35,7 +35,7 @@ struct Args {
     cache: CacheName,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    cache_dtype: Option<WeightType>,
+    cache_dtype: Option<FloatType>,
     /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute
     /// each token by itself
     #[arg(long)]

@@ -20,8 +20,8 @@ pub use checkpoint::Checkpoint;
 pub use config::{Activation, Gpt2Config};
 pub use error::{Error, Result};
 pub use gpt2_burn_backends as backends;
-pub use gpt2_burn_backends::Threads;
-pub use model::{Gpt2, Logits, TokenBatch, WeightFormat};
+pub use gpt2_burn_backends::{Threads, WeightFormat};
+pub use model::{Gpt2, Logits, TokenBatch};
 
 /// The device of this name, for instance `flex` for the CPU.
 ///

@@ -22,7 +22,7 @@ mod threads;
 
 use burn::tensor::{DType, Device};
 
-pub use matrix::{PackedMatrix, attend, attend_shared, has_kernels};
+pub use matrix::{PackedMatrix, WeightFormat, attend, attend_shared, has_kernels};
 pub use ops::{Gelu, Gpt2Ops};
 pub use threads::Threads;
 
@@ -55,6 +55,15 @@ pub enum DeviceError {
         device: String,
         /// The element type asked for.
         dtype: DType,
+    },
+
+    /// Only kernels compute with such weights, and the device has none.
+    #[error("the device `{device}` has no kernels for {format:?} weights: load the model in a float type")]
+    NoKernels {
+        /// The device.
+        device: String,
+        /// The format asked for.
+        format: WeightFormat,
     },
 
     /// The threads asked for could not be started.
@@ -102,6 +111,19 @@ pub fn check_dtype(device: &Device, dtype: DType) -> Result<(), DeviceError> {
         return Ok(());
     }
     Err(DeviceError::DType { device: format!("{device:?}"), dtype })
+}
+
+/// Checks that a model can be prepared on `device` in `format`.
+///
+/// # Errors
+///
+/// [`DeviceError::DType`] if the device does not compute in a float format, [`DeviceError::NoKernels`] if it has no kernels
+/// for one that is not.
+pub fn check_format(device: &Device, format: WeightFormat) -> Result<(), DeviceError> {
+    if format == WeightFormat::Int8 && !has_kernels(device) {
+        return Err(DeviceError::NoKernels { device: format!("{device:?}"), format });
+    }
+    check_dtype(device, format.float())
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::ops::{Gelu, Gpt2Ops, TILE};
+use crate::ops::{GROUP, Gelu, Gpt2Ops, TILE};
 
 /// Whether there are kernels for a device; without them, matrices had better not be packed. The CPU has them if it has
 /// AVX2 with FMA, AVX-512 or NEON; a device that records gradients has none.
@@ -15,33 +15,124 @@ pub fn has_kernels(device: &Device) -> bool {
     is_fast && !device.is_autodiff() && crate::device("flex").is_ok_and(|flex| flex == *device)
 }
 
+/// Element types that a [`PackedMatrix`] holds. What is computed from them is f32.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum WeightFormat {
+    /// Four bytes a weight are read for each product.
+    #[default]
+    F32,
+    /// Half of that, with 11 significant bits.
+    F16,
+    /// Half of that, with 8 significant bits.
+    Bf16,
+    /// A quarter, and 3% for scales: whole numbers from -127 to 127, of which every 64 consecutive inputs of a column have a
+    /// scale in f16 in common. Products round their other factor in the same way.
+    Int8,
+}
+
+impl WeightFormat {
+    /// The float type that elements are rounded to before they are packed.
+    pub fn float(self) -> DType {
+        match self {
+            Self::F32 | Self::Int8 => DType::F32,
+            Self::F16 => DType::F16,
+            Self::Bf16 => DType::BF16,
+        }
+    }
+}
+
 /// A matrix `[inputs, outputs]` in the layout that its kernel reads from end to end.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
-    /// `[tiles, inputs, 32]`.
-    tiles: Tensor<3>,
+    elements: Elements,
+    inputs: usize,
     outputs: usize,
 }
 
+/// See [`Gpt2Ops`].
+#[derive(Clone, Debug)]
+enum Elements {
+    /// `[tiles, inputs, 32]`.
+    Float(Tensor<3>),
+    Int8 {
+        /// `[tiles, quads, 32]`.
+        weights: Tensor<3, Int>,
+        /// `[tiles, groups, 32]`.
+        scales: Tensor<3>,
+    },
+}
+
 impl PackedMatrix {
-    /// Packs `[inputs, outputs]`, rounded to `dtype`.
-    pub fn new(matrix: Tensor<2>, dtype: DType) -> Self {
-        let [_, outputs] = matrix.dims();
-        let matrix = if matrix.dtype() == dtype { matrix } else { matrix.cast(dtype) };
-        let tiles = Tensor::from_dispatch(<Dispatch as Gpt2Ops>::pack(matrix.into_dispatch()));
-        Self { tiles, outputs }
+    /// Packs `[inputs, outputs]`, rounded to `format`.
+    pub fn new(matrix: Tensor<2>, format: WeightFormat) -> Self {
+        let [inputs, outputs] = matrix.dims();
+        let elements = match format {
+            WeightFormat::Int8 => {
+                let (weights, scales) = <Dispatch as Gpt2Ops>::quantize(matrix.into_dispatch());
+                Elements::Int8 { weights: Tensor::from_dispatch(weights), scales: Tensor::from_dispatch(scales) }
+            }
+            _ => {
+                let matrix = if matrix.dtype() == format.float() { matrix } else { matrix.cast(format.float()) };
+                Elements::Float(Tensor::from_dispatch(<Dispatch as Gpt2Ops>::pack(matrix.into_dispatch())))
+            }
+        };
+        Self { elements, inputs, outputs }
+    }
+
+    /// A matrix whose columns come one piece after the other from `piece`, which is asked for `[inputs, n]` with the columns
+    /// `a..b` until `outputs` are there: so a matrix need not be there as a whole before it is packed.
+    ///
+    /// # Errors
+    ///
+    /// The first of `piece`.
+    ///
+    /// # Panics
+    ///
+    /// If a piece has another shape.
+    pub fn from_pieces<E>(
+        [inputs, outputs]: [usize; 2],
+        format: WeightFormat,
+        device: &Device,
+        mut piece: impl FnMut(std::ops::Range<usize>) -> Result<Tensor<2>, E>,
+    ) -> Result<Self, E> {
+        let mut whole = Self::empty([inputs, outputs], format, device);
+        // Whole tiles, of about 4 MB in f32: little beside a matrix that is worth cutting.
+        let columns = (1_usize << 20).div_ceil(inputs.max(1)).next_multiple_of(TILE);
+        for first in (0..outputs).step_by(columns) {
+            let range = first..(first + columns).min(outputs);
+            let (part, count) = (piece(range.clone())?, range.len());
+            assert_eq!(part.dims(), [inputs, count], "shape of the columns {range:?}");
+            whole.elements = whole.elements.with(Self::new(part, format).elements, first / TILE);
+        }
+        Ok(whole)
+    }
+
+    fn empty([inputs, outputs]: [usize; 2], format: WeightFormat, device: &Device) -> Self {
+        let tiles = outputs.div_ceil(TILE);
+        let elements = match format {
+            WeightFormat::Int8 => Elements::Int8 {
+                weights: Tensor::zeros([tiles, inputs.div_ceil(4), TILE], (device, DType::I32)),
+                scales: Tensor::zeros([tiles, inputs.div_ceil(GROUP), TILE], (device, DType::F16)),
+            },
+            _ => Elements::Float(Tensor::zeros([tiles, inputs, TILE], (device, format.float()))),
+        };
+        Self { elements, inputs, outputs }
     }
 
     /// `[inputs, outputs]`.
     pub fn dims(&self) -> [usize; 2] {
-        let [_, inputs, _] = self.tiles.dims();
-        [inputs, self.outputs]
+        [self.inputs, self.outputs]
     }
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        let [inputs, outputs] = self.dims();
-        outputs.div_ceil(TILE) * TILE * inputs * self.tiles.dtype().size()
+        match &self.elements {
+            Elements::Float(tiles) => tiles.shape().num_elements() * tiles.dtype().size(),
+            Elements::Int8 { weights, scales } => {
+                4 * weights.shape().num_elements() + 2 * scales.shape().num_elements()
+            }
+        }
     }
 
     /// `x W + b`, put through GELU if a form of it is given: `[N, inputs]` to `[N, outputs]`, in f32 both.
@@ -50,8 +141,16 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: Option<Gelu>) -> Tensor<2> {
-        let (x, tiles, bias) = (x.into_dispatch(), self.tiles.clone().into_dispatch(), bias.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_linear(x, tiles, bias, self.outputs, gelu))
+        let (x, bias, outputs) = (x.into_dispatch(), bias.into_dispatch(), self.outputs);
+        Tensor::from_dispatch(match self.elements.clone() {
+            Elements::Float(tiles) => {
+                <Dispatch as Gpt2Ops>::packed_linear(x, tiles.into_dispatch(), bias, outputs, gelu)
+            }
+            Elements::Int8 { weights, scales } => {
+                let (weights, scales) = (weights.into_dispatch(), scales.into_dispatch());
+                <Dispatch as Gpt2Ops>::quantized_linear(x, weights, scales, bias, outputs, gelu)
+            }
+        })
     }
 
     /// `x W + b + residual`: `[N, inputs]` and `[N, outputs]` to `[N, outputs]`, in f32.
@@ -60,8 +159,16 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear_add(&self, x: Tensor<2>, bias: Tensor<1>, residual: Tensor<2>) -> Tensor<2> {
-        let (x, tiles, bias) = (x.into_dispatch(), self.tiles.clone().into_dispatch(), bias.into_dispatch());
-        Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_linear_add(x, tiles, bias, residual.into_dispatch()))
+        let (x, bias, residual) = (x.into_dispatch(), bias.into_dispatch(), residual.into_dispatch());
+        Tensor::from_dispatch(match self.elements.clone() {
+            Elements::Float(tiles) => {
+                <Dispatch as Gpt2Ops>::packed_linear_add(x, tiles.into_dispatch(), bias, residual)
+            }
+            Elements::Int8 { weights, scales } => {
+                let (weights, scales) = (weights.into_dispatch(), scales.into_dispatch());
+                <Dispatch as Gpt2Ops>::quantized_linear_add(x, weights, scales, bias, residual)
+            }
+        })
     }
 
     /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32.
@@ -70,8 +177,33 @@ impl PackedMatrix {
     ///
     /// If there is no such column.
     pub fn columns(&self, ids: Tensor<1, Int>) -> Tensor<2> {
-        let tiles = self.tiles.clone().into_dispatch();
-        Tensor::from_dispatch(<Dispatch as Gpt2Ops>::packed_columns(tiles, ids.into_dispatch()))
+        let ids = ids.into_dispatch();
+        Tensor::from_dispatch(match self.elements.clone() {
+            Elements::Float(tiles) => <Dispatch as Gpt2Ops>::packed_columns(tiles.into_dispatch(), ids),
+            Elements::Int8 { weights, scales } => {
+                let (weights, scales) = (weights.into_dispatch(), scales.into_dispatch());
+                <Dispatch as Gpt2Ops>::quantized_columns(weights, scales, ids, self.inputs)
+            }
+        })
+    }
+}
+
+impl Elements {
+    /// The same with the tiles of `part` from tile `first` on.
+    fn with(self, part: Self, first: usize) -> Self {
+        let floats = |whole: Tensor<3>, part: Tensor<3>| {
+            let [tiles, inputs, _] = part.dims();
+            whole.slice_assign([first..first + tiles, 0..inputs, 0..TILE], part)
+        };
+        match (self, part) {
+            (Self::Float(whole), Self::Float(part)) => Self::Float(floats(whole, part)),
+            (Self::Int8 { weights, scales }, Self::Int8 { weights: words, scales: of_part }) => {
+                let [tiles, quads, _] = words.dims();
+                let weights = weights.slice_assign([first..first + tiles, 0..quads, 0..TILE], words);
+                Self::Int8 { weights, scales: floats(scales, of_part) }
+            }
+            _ => unreachable!("both are of the same format"),
+        }
     }
 }
 
@@ -116,9 +248,13 @@ pub fn attend_shared(
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::ops::default;
+    use crate::ops::{default, default_int8};
     use burn::backend::Flex;
+    use burn::backend::tensor::{FloatTensor, IntTensor};
     use burn::tensor::{Distribution, Shape};
+    use proptest::prelude::*;
+
+    const FORMATS: &[WeightFormat] = &[WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
 
     fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
         Tensor::random(Shape::new(shape), Distribution::Uniform(-1.0, 1.0), &Device::flex())
@@ -131,67 +267,159 @@ mod tests {
         assert!(worst < 1e-4, "they differ by {worst}");
     }
 
-    #[test]
-    fn kernels_and_default_bodies_are_the_same_functions() {
-        for (rows, inputs, outputs) in [(1, 40, 70), (5, 33, 64), (17, 64, 31)] {
-            let (x, matrix, bias) = (random([rows, inputs]), random([inputs, outputs]), random([outputs]));
-            let residual = random([rows, outputs]);
-            // A transposed view, as the tied head is one.
-            for matrix in [matrix.clone(), matrix.transpose().matmul(Tensor::eye(inputs, &Device::flex())).transpose()]
-            {
-                for dtype in [DType::F32, DType::F16, DType::BF16] {
-                    let packed = PackedMatrix::new(matrix.clone(), dtype);
-                    assert_eq!(packed.dims(), [inputs, outputs]);
-                    let flex = |tensor: Tensor<2>| tensor.try_into_primitive::<Flex>().unwrap();
-                    let tiles = || packed.tiles.clone().try_into_primitive::<Flex>().unwrap();
-                    let of_bias = || bias.clone().try_into_primitive::<Flex>().unwrap();
-                    let tensor = |primitive| Tensor::<2>::from_primitive::<Flex>(primitive);
-                    for gelu in [None, Some(Gelu::Tanh), Some(Gelu::Erf)] {
-                        let expected =
-                            default::packed_linear::<Flex>(flex(x.clone()), tiles(), of_bias(), outputs, gelu);
-                        assert_close(packed.linear(x.clone(), bias.clone(), gelu), tensor(expected));
-                    }
-                    let residual_of = || flex(residual.clone());
-                    let expected =
-                        default::packed_linear_add::<Flex>(flex(x.clone()), tiles(), of_bias(), residual_of());
-                    assert_close(packed.linear_add(x.clone(), bias.clone(), residual.clone()), tensor(expected));
-                    let ids = Tensor::<1, Int>::from_data([3, 0, outputs as i32 - 1], &Device::flex());
-                    let picked = ids.clone().try_into_primitive::<Flex>().unwrap();
-                    let expected = default::packed_columns::<Flex>(tiles(), picked);
-                    assert_close(packed.columns(ids), tensor(expected));
-                }
+    /// A random matrix in one of several ways to lie in memory: by itself, transposed, every other row of a longer one, or
+    /// columns out of the middle of a wider one.
+    fn lying(rows: usize, columns: usize, way: usize) -> Tensor<2> {
+        match way % 4 {
+            0 => random([rows, columns]),
+            1 => random([columns, rows]).transpose(),
+            2 => random([2 * rows, columns]).slice(burn::tensor::s![0..;2, ..]),
+            _ => random([rows, columns + 5]).narrow(1, 2, columns),
+        }
+    }
+
+    fn flex<const D: usize>(tensor: &Tensor<D>) -> FloatTensor<Flex> {
+        tensor.clone().try_into_primitive::<Flex>().unwrap()
+    }
+
+    fn ints<const D: usize>(tensor: &Tensor<D, Int>) -> IntTensor<Flex> {
+        tensor.clone().try_into_primitive::<Flex>().unwrap()
+    }
+
+    fn check_products([rows, inputs, outputs]: [usize; 3], ways: [usize; 3], format: WeightFormat, gelu: Option<Gelu>) {
+        let (x, matrix) = (lying(rows, inputs, ways[0]), lying(inputs, outputs, ways[1]));
+        let (bias, residual) = (random([outputs]), lying(rows, outputs, ways[2]));
+        let packed = PackedMatrix::new(matrix.clone(), format);
+        assert_eq!(packed.dims(), [inputs, outputs]);
+        let ids = Tensor::<1, Int>::from_data([outputs as i32 - 1, 0, outputs as i32 / 2], &Device::flex());
+        let tensor = |primitive| Tensor::<2>::from_primitive::<Flex>(primitive);
+
+        let of_bias = || flex(&bias);
+        let (product, sum, columns) = match &packed.elements {
+            Elements::Float(tiles) => {
+                assert_close(
+                    Tensor::<3>::from_primitive::<Flex>(default::pack::<Flex>(flex(&matrix.cast(format.float())))),
+                    tiles.clone(),
+                );
+                (
+                    default::packed_linear::<Flex>(flex(&x), flex(tiles), of_bias(), outputs, gelu),
+                    default::packed_linear_add::<Flex>(flex(&x), flex(tiles), of_bias(), flex(&residual)),
+                    default::packed_columns::<Flex>(flex(tiles), ints(&ids)),
+                )
             }
+            Elements::Int8 { weights, scales } => {
+                let (words, steps) = default_int8::quantize::<Flex>(flex(&matrix));
+                let words = Tensor::<3, Int>::from_primitive::<Flex>(words);
+                assert_eq!(words.into_data(), weights.clone().into_data());
+                assert_close(
+                    Tensor::<3>::from_primitive::<Flex>(steps).cast(DType::F32),
+                    scales.clone().cast(DType::F32),
+                );
+                let matrix = || (ints(weights), flex(scales));
+                let ((a, b), (c, d), (e, f)) = (matrix(), matrix(), matrix());
+                (
+                    default_int8::linear::<Flex>(flex(&x), a, b, of_bias(), outputs, gelu),
+                    default_int8::linear_add::<Flex>(flex(&x), c, d, of_bias(), flex(&residual)),
+                    default_int8::columns::<Flex>(e, f, ints(&ids), inputs),
+                )
+            }
+        };
+        assert_close(packed.linear(x.clone(), bias.clone(), gelu), tensor(product));
+        assert_close(packed.linear_add(x, bias.clone(), residual), tensor(sum));
+        assert_close(packed.columns(ids), tensor(columns));
+    }
+
+    #[derive(Clone, Debug)]
+    struct Sizes {
+        heads: usize,
+        time: usize,
+        head_dim: usize,
+        shared: usize,
+        spare: usize,
+        past: Vec<usize>,
+    }
+
+    fn check_attention(sizes: Sizes, dtype: DType, query_is_split: bool) {
+        let Sizes { heads, time, head_dim, shared, spare, past } = sizes;
+        let (batch, count) = (past.len(), past.iter().max().unwrap() + time);
+        let own = || random([batch, heads, count + spare, head_dim]).narrow(2, spare / 2, count).cast(dtype);
+        let (keys, values) = (own(), own());
+        let [shared_keys, shared_values] = [0, 1].map(|_| random([1, heads, shared, head_dim]).cast(dtype));
+        // Heads that are not contiguous, as a projection gives them.
+        let query = match query_is_split {
+            true => random([batch, time, heads, head_dim]).swap_dims(1, 2),
+            false => random([batch, heads, time, head_dim]),
+        };
+        let lens: Vec<i32> = past.iter().map(|&past| past as i32).collect();
+        let past = Tensor::<1, Int>::from_data(lens.as_slice(), &Device::flex());
+
+        let expected = default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), ints(&past));
+        let found = attend(query.clone(), keys.clone(), values.clone(), past.clone());
+        assert_close(found.clone(), Tensor::from_primitive::<Flex>(expected));
+        if shared == 0 {
+            return;
+        }
+        let expected = default::attend_shared::<Flex>(
+            flex(&query),
+            flex(&shared_keys),
+            flex(&shared_values),
+            flex(&keys),
+            flex(&values),
+            ints(&past),
+        );
+        let found = attend_shared(query, [shared_keys, shared_values], [keys, values], past);
+        assert_close(found, Tensor::from_primitive::<Flex>(expected));
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(48))]
+
+        #[test]
+        fn products_are_those_of_the_default_bodies(
+            (rows, inputs, outputs) in (1_usize..30, 1_usize..200, 1_usize..100),
+            ways in any::<[usize; 3]>(),
+            format in prop::sample::select(FORMATS),
+            gelu in prop::sample::select(&[None, Some(Gelu::Tanh), Some(Gelu::Erf)][..]),
+        ) {
+            check_products([rows, inputs, outputs], ways, format, gelu);
+        }
+
+        #[test]
+        fn attention_is_that_of_the_default_body(
+            (heads, time, head_dim) in (1_usize..4, 1_usize..40, 1_usize..80),
+            (shared, spare) in (0_usize..20, 0_usize..6),
+            past in prop::collection::vec(0_usize..50, 1..4),
+            dtype in prop::sample::select(&[DType::F32, DType::F16, DType::BF16][..]),
+            query_is_split in any::<bool>(),
+        ) {
+            check_attention(Sizes { heads, time, head_dim, shared, spare, past }, dtype, query_is_split);
         }
     }
 
     #[test]
-    fn attention_is_that_of_the_default_body() {
-        for (batch, time, past) in [(1, 1, vec![7]), (3, 1, vec![0, 9, 4]), (2, 6, vec![5, 0])] {
-            let (heads, head_dim, shared) = (3, 20, 4);
-            let count = past.iter().max().unwrap() + time;
-            let wide = || random([batch, heads, count + 5, head_dim]).narrow(2, 2, count);
-            let (keys, values) = (wide(), wide());
-            let [shared_keys, shared_values] = [0, 1].map(|_| random([1, heads, shared, head_dim]));
-            // Heads that are not contiguous, as a projection gives them.
-            let query = random([batch, time, heads, head_dim]).swap_dims(1, 2);
-            let ints: Vec<i32> = past.iter().map(|&past| past as i32).collect();
-            let past = Tensor::<1, Int>::from_data(ints.as_slice(), &Device::flex());
-
-            let flex = |tensor: &Tensor<4>| tensor.clone().try_into_primitive::<Flex>().unwrap();
-            let past_of = || past.clone().try_into_primitive::<Flex>().unwrap();
-            let expected = default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), past_of());
-            let found = attend(query.clone(), keys.clone(), values.clone(), past.clone());
-            assert_close(found, Tensor::from_primitive::<Flex>(expected));
-            let expected = default::attend_shared::<Flex>(
-                flex(&query),
-                flex(&shared_keys),
-                flex(&shared_values),
-                flex(&keys),
-                flex(&values),
-                past_of(),
-            );
-            let found = attend_shared(query, [shared_keys, shared_values], [keys, values], past.clone());
-            assert_close(found, Tensor::from_primitive::<Flex>(expected));
+    fn a_matrix_packed_in_pieces_is_the_same() {
+        // More columns than a piece has, and a last one that is no whole tile.
+        let (inputs, outputs) = (3000, 800);
+        let matrix = random([inputs, outputs]);
+        for format in FORMATS {
+            let mut pieces = 0;
+            let in_pieces = PackedMatrix::from_pieces([inputs, outputs], *format, &Device::flex(), |columns| {
+                pieces += 1;
+                Ok::<_, ()>(matrix.clone().narrow(1, columns.start, columns.len()))
+            });
+            assert!(pieces > 2);
+            let whole = PackedMatrix::new(matrix.clone(), *format);
+            let (in_pieces, ids) = (in_pieces.unwrap(), Tensor::<1, Int>::arange(0..outputs as i64, &Device::flex()));
+            assert_eq!(in_pieces.bytes(), whole.bytes());
+            assert_eq!(in_pieces.columns(ids.clone()).into_data(), whole.columns(ids).into_data(), "{format:?}");
         }
+        let failed = PackedMatrix::from_pieces([4, 4], WeightFormat::F32, &Device::flex(), |_| Err("no"));
+        assert_eq!(failed.unwrap_err(), "no");
+    }
+
+    #[test]
+    fn formats_take_the_bytes_that_they_say() {
+        let bytes = |format| PackedMatrix::new(random([128, 64]), format).bytes();
+        assert_eq!(FORMATS.iter().map(|format| bytes(*format)).collect::<Vec<_>>(), [32_768, 16_384, 16_384, 8_448]);
     }
 }

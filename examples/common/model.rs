@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
-use gpt2_burn::backends::has_kernels;
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::checkpoint::DownloadProgress;
 use gpt2_burn::tokenizer::Tokenizer;
@@ -59,6 +58,19 @@ pub enum WeightType {
     F16,
     #[value(alias = "bfloat16")]
     Bf16,
+    /// Eight bits a weight; only kernels compute with it
+    Int8,
+}
+
+impl std::fmt::Display for WeightType {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::Bf16 => "bf16",
+            Self::Int8 => "int8",
+        })
+    }
 }
 
 impl From<WeightType> for WeightFormat {
@@ -67,13 +79,29 @@ impl From<WeightType> for WeightFormat {
             WeightType::F32 => Self::F32,
             WeightType::F16 => Self::F16,
             WeightType::Bf16 => Self::Bf16,
+            WeightType::Int8 => Self::Int8,
         }
     }
 }
 
-impl From<WeightType> for DType {
-    fn from(dtype: WeightType) -> Self {
-        WeightFormat::from(dtype).into()
+/// Element types of caches and files.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum FloatType {
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "float16")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+}
+
+impl From<FloatType> for DType {
+    fn from(dtype: FloatType) -> Self {
+        match dtype {
+            FloatType::F32 => Self::F32,
+            FloatType::F16 => Self::F16,
+            FloatType::Bf16 => Self::BF16,
+        }
     }
 }
 
@@ -104,16 +132,25 @@ impl ModelArgs {
     }
 
     fn load_prepared(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Gpt2, Failure> {
-        // Kernels round the matrices when they are packed, and nothing else.
-        let kernels = self.kernels == OnOff::On && has_kernels(device);
-        self.prepare(checkpoint.load(device, if kernels { DType::F32 } else { self.dtype.into() })?)
+        match self.kernels {
+            OnOff::On => Ok(checkpoint.load_prepared(device, self.dtype.into())?),
+            OnOff::Off => Ok(checkpoint.load(device, self.float_dtype()?)?),
+        }
     }
 
     /// The model in the type asked for, computed by kernels unless they are off.
     pub fn prepare(&self, model: Gpt2) -> Result<Gpt2, Failure> {
         match self.kernels {
             OnOff::On => Ok(model.prepare(self.dtype.into())?),
-            OnOff::Off => Ok(model.cast(self.dtype.into())?),
+            OnOff::Off => Ok(model.cast(self.float_dtype()?)?),
+        }
+    }
+
+    /// The type of the weights where burn's operations compute with them.
+    fn float_dtype(&self) -> Result<DType, Failure> {
+        match self.dtype {
+            WeightType::Int8 => Err("`--dtype int8` needs the kernels: leave out `--kernels off`".into()),
+            dtype => Ok(WeightFormat::from(dtype).float()),
         }
     }
 

@@ -16,7 +16,7 @@ use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use common::model::{ModelArgs, WeightType};
+use common::model::{FloatType, ModelArgs};
 use common::{Failure, at_least_one};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
@@ -53,7 +53,7 @@ struct Args {
     decoders: Vec<DecoderName>,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    cache_dtype: Option<WeightType>,
+    cache_dtype: Option<FloatType>,
     /// Timed repetitions, of which the medians are reported
     #[arg(long, alias = "num_samples", default_value_t = 3, value_name = "N", value_parser = at_least_one())]
     num_samples: usize,
@@ -322,7 +322,7 @@ fn row(args: &Args, device: &str, candidate: &Candidate, work: &Work) -> Result<
     Ok(Row {
         device: device.to_owned(),
         decoder: candidate.generator.decoder().to_string(),
-        dtype: name_of(args.model.dtype.into()),
+        dtype: args.model.dtype.to_string(),
         cache_dtype: name_of(cache_dtype),
         kernels: model.is_prepared(),
         threads: Threads::current(),

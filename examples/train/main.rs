@@ -20,7 +20,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use common::prompts::read_text;
-use common::{Failure, at_least_one, model::WeightType};
+use common::{Failure, at_least_one, model::FloatType};
 use data::Dataset;
 use gpt2_burn::burn::module::Module;
 use gpt2_burn::burn::tensor::{DType, Device};
@@ -120,7 +120,7 @@ struct Args {
     threads: usize,
     /// Element type of the file that is written
     #[arg(long, value_enum, default_value = "f16")]
-    save_dtype: WeightType,
+    save_dtype: FloatType,
 }
 
 fn main() -> ExitCode {

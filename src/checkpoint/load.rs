@@ -6,9 +6,11 @@ use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{DType, Device, Tensor};
 
 use super::element::Stored;
-use super::names::{HEAD, Layout, canonical, is_mask, of_path};
+use super::names::{HEAD, Layout, canonical, is_linear, is_mask, of_path};
 use super::source::{TensorInfo, TensorSource};
-use crate::{Error, Gpt2, Gpt2Config, Result};
+use crate::backends::{PackedMatrix, has_kernels};
+use crate::model::embedding_dtype;
+use crate::{Error, Gpt2, Gpt2Config, Result, WeightFormat};
 
 /// Builds the model and fills it; see [`Checkpoint::load`](super::Checkpoint::load).
 pub fn load(
@@ -18,18 +20,52 @@ pub fn load(
     device: &Device,
     dtype: DType,
 ) -> Result<Gpt2> {
-    config.validate()?;
     gpt2_burn_backends::check_dtype(device, dtype)?;
+    let (model, reader) = empty(config, source, layout, device)?;
+    reader.fill(model, |_| Some(dtype))
+}
+
+/// As [`load`], with the matrices packed as they are read; see [`Checkpoint::load_prepared`](super::Checkpoint::load_prepared).
+pub fn load_prepared(
+    config: &Gpt2Config,
+    source: &dyn TensorSource,
+    layout: Layout,
+    device: &Device,
+    format: WeightFormat,
+) -> Result<Gpt2> {
+    gpt2_burn_backends::check_format(device, format)?;
+    if !has_kernels(device) {
+        return load(config, source, layout, device, format.float());
+    }
+    let (model, reader) = empty(config, source, layout, device)?;
+    let is_packed = |name: &str| match name {
+        HEAD => true,
+        "wte.weight" => config.tie_word_embeddings,
+        name => is_linear(name),
+    };
+    let model = reader.fill(model, |name| match name {
+        name if is_packed(name) => None,
+        "wte.weight" => Some(embedding_dtype(format)),
+        _ => Some(DType::F32),
+    })?;
+    model.pack(|matrix| match matrix.is_head {
+        true => reader.pack_head(&matrix.name, matrix.param.lazy_shape().dims(), format),
+        false => Ok(PackedMatrix::new(reader.read(&matrix.name, format.float())?, format)),
+    })
+}
+
+/// A model without weights yet, and what reads them: everything that can be checked before has been.
+fn empty<'a>(
+    config: &Gpt2Config,
+    source: &'a dyn TensorSource,
+    layout: Layout,
+    device: &'a Device,
+) -> Result<(Gpt2, Reader<'a>)> {
+    config.validate()?;
     let stored = Stock::new(config, source)?;
     let model = config.init(device)?;
     stored.check(&model, layout, source.total_bytes())?;
-
-    let mut filler = Filler { source, names: stored.names, layout, device, dtype, path: Vec::new(), error: None };
-    let model = model.map(&mut filler);
-    match filler.error {
-        Some(error) => Err(error),
-        None => Ok(model),
-    }
+    Ok((model, Reader { source, names: stored.names, layout, device }))
 }
 
 /// What a checkpoint has, under canonical names.
@@ -119,39 +155,71 @@ impl ModuleVisitor for Wanted {
     }
 }
 
-/// Replaces each parameter by what the checkpoint holds.
-struct Filler<'a> {
+/// Reads tensors by their canonical names.
+struct Reader<'a> {
     source: &'a dyn TensorSource,
     names: HashMap<String, String>,
     layout: Layout,
     device: &'a Device,
-    dtype: DType,
-    path: Vec<String>,
-    /// The first failure; what follows is not read.
-    error: Option<Error>,
 }
 
-impl Filler<'_> {
-    fn read<const D: usize>(&self, name: &str) -> Result<Tensor<D>> {
-        let stored = self.names.get(name).map_or(name, String::as_str);
-        let data = self.source.read(stored, self.dtype)?;
-        let tensor = Tensor::from_data(data, (self.device, self.dtype));
+impl Reader<'_> {
+    fn stored_name<'n>(&'n self, name: &'n str) -> &'n str {
+        self.names.get(name).map_or(name, String::as_str)
+    }
+
+    fn read<const D: usize>(&self, name: &str, dtype: DType) -> Result<Tensor<D>> {
+        let data = self.source.read(self.stored_name(name), dtype)?;
+        let tensor = Tensor::from_data(data, (self.device, dtype));
         if !self.layout.is_transposed(name) {
             return Ok(tensor);
         }
         // Read back once, so that the module holds the transposed order itself and not a view of the other.
         let data = tensor.swap_dims(0, 1).try_into_data();
         let data = data.map_err(|error| Error::Execution(error.to_string()))?;
-        Ok(Tensor::from_data(data, (self.device, self.dtype)))
+        Ok(Tensor::from_data(data, (self.device, dtype)))
+    }
+
+    /// Replaces each parameter by what the checkpoint holds, in the type that `dtype` gives for its name; without one, it
+    /// stays as it is.
+    fn fill(&self, model: Gpt2, dtype: impl Fn(&str) -> Option<DType>) -> Result<Gpt2> {
+        let mut filler = Filler { reader: self, dtype, path: Vec::new(), error: None };
+        let model = model.map(&mut filler);
+        filler.error.map_or(Ok(model), Err)
+    }
+
+    /// The head, which is stored as `[vocab_size, n_embd]`, packed: the largest tensor is read a few rows at a time.
+    fn pack_head(&self, name: &str, [vocab_size, width]: [usize; 2], format: WeightFormat) -> Result<PackedMatrix> {
+        let mut whole: Option<Tensor<2>> = None;
+        PackedMatrix::from_pieces([width, vocab_size], format, self.device, |columns| {
+            let rows = self.source.read_rows(self.stored_name(name), format.float(), columns.clone())?;
+            let rows = match (rows, &whole) {
+                (Some(data), _) => Tensor::from_data(data, (self.device, format.float())),
+                (None, Some(whole)) => whole.clone().narrow(0, columns.start, columns.len()),
+                (None, None) => {
+                    let read = whole.insert(self.read(name, format.float())?);
+                    read.clone().narrow(0, columns.start, columns.len())
+                }
+            };
+            Ok(rows.transpose())
+        })
     }
 }
 
-impl ModuleMapper for Filler<'_> {
+/// See [`Reader::fill`].
+struct Filler<'a, F> {
+    reader: &'a Reader<'a>,
+    dtype: F,
+    path: Vec<String>,
+    /// The first failure; what follows is not read.
+    error: Option<Error>,
+}
+
+impl<F: Fn(&str) -> Option<DType>> ModuleMapper for Filler<'_, F> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
-        if self.error.is_some() {
-            return param;
-        }
-        match self.read(&of_path(&self.path)) {
+        let name = of_path(&self.path);
+        let Some(dtype) = (self.dtype)(&name).filter(|_| self.error.is_none()) else { return param };
+        match self.reader.read(&name, dtype) {
             Ok(tensor) => param.transform_for_load(tensor, ParamId::new()),
             Err(error) => {
                 self.error = Some(error);

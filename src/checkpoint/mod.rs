@@ -33,7 +33,7 @@ use std::path::PathBuf;
 use burn::tensor::{DType, Device};
 
 use crate::tokenizer::Tokenizer;
-use crate::{Gpt2, Gpt2Config, Result};
+use crate::{Gpt2, Gpt2Config, Result, WeightFormat};
 #[cfg(feature = "files")]
 pub use hub::DownloadProgress;
 #[cfg(feature = "files")]
@@ -87,6 +87,17 @@ impl Checkpoint {
     /// nothing has been read then. [`Error::Device`](crate::Error::Device) if the device does not compute in `dtype`.
     pub fn load(&self, device: &Device, dtype: DType) -> Result<Gpt2> {
         load::load(&self.config, &*self.source, self.layout, device, dtype)
+    }
+
+    /// As [`load`](Self::load) and then [`Gpt2::prepare`], but each matrix is packed as it is read, so that the weights
+    /// are never held in two forms: what it takes is little more than the model in `format`.
+    ///
+    /// # Errors
+    ///
+    /// As [`load`](Self::load); [`Error::Device`](crate::Error::Device), too, if the device has no kernels for
+    /// [`WeightFormat::Int8`].
+    pub fn load_prepared(&self, device: &Device, format: WeightFormat) -> Result<Gpt2> {
+        load::load_prepared(&self.config, &*self.source, self.layout, device, format)
     }
 
     /// The tokenizer that lies beside the weights; none if the folder has none.

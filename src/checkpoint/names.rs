@@ -13,9 +13,13 @@ pub enum Layout {
 impl Layout {
     /// Whether the tensor of this name has to be transposed on its way into the module.
     pub fn is_transposed(self, name: &str) -> bool {
-        let linear = [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"];
-        self == Self::NanoGpt && linear.iter().any(|suffix| name.ends_with(suffix))
+        self == Self::NanoGpt && is_linear(name)
     }
+}
+
+/// Whether the tensor of this name is the matrix of a block's linear layer.
+pub fn is_linear(name: &str) -> bool {
+    [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|suffix| name.ends_with(suffix))
 }
 
 /// The head's name, without prefix in every layout.

@@ -1,12 +1,13 @@
 //! One safetensors file, on disk or in memory.
 
 use std::io::{Read, Seek, SeekFrom};
+use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::{DType, TensorData};
 use safetensors::Dtype;
-use safetensors::tensor::Metadata;
+use safetensors::tensor::{Metadata, TensorInfo as Info};
 
 use super::element::{Stored, read_converted};
 use super::source::{TensorInfo, TensorSource};
@@ -54,26 +55,42 @@ impl<R: Read + Seek> SafetensorsSource<R> {
         }
         Ok(Self { reader: Mutex::new(reader), metadata, data_start: 8 + header, length, path })
     }
+
+    fn info(&self, name: &str) -> Result<&Info> {
+        self.metadata.info(name).ok_or_else(|| Error::Tensors(vec![format!("`{name}` is missing")]))
+    }
+
+    /// Reads elements of a tensor from `first` on, as many as `shape` has.
+    fn read_elements(&self, info: &Info, first: usize, shape: Vec<usize>, dtype: DType) -> Result<TensorData> {
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        let stored = stored(info.dtype);
+        // A reader that panicked left no broken state behind: each read seeks first.
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        let start = self.data_start + (info.data_offsets.0 + first * stored.size()) as u64;
+        reader.seek(SeekFrom::Start(start)).map_err(io)?;
+        let elements = shape.iter().product();
+        read_converted(stored, elements, &shape, dtype, |bytes| reader.read_exact(bytes).map_err(io))
+    }
 }
 
 impl<R: Read + Seek + Send> TensorSource for SafetensorsSource<R> {
     fn tensors(&self) -> Vec<(String, TensorInfo)> {
-        let info = |info: &safetensors::tensor::TensorInfo| TensorInfo {
-            stored: stored(info.dtype),
-            shape: info.shape.clone(),
-        };
+        let info = |info: &Info| TensorInfo { stored: stored(info.dtype), shape: info.shape.clone() };
         self.metadata.tensors().into_iter().map(|(name, tensor)| (name, info(tensor))).collect()
     }
 
     fn read(&self, name: &str, dtype: DType) -> Result<TensorData> {
-        let missing = || Error::Tensors(vec![format!("`{name}` is missing")]);
-        let info = self.metadata.info(name).ok_or_else(missing)?;
-        let io = |source| Error::Io { path: self.path.clone(), source };
-        // A reader that panicked left no broken state behind: each read seeks first.
-        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
-        reader.seek(SeekFrom::Start(self.data_start + info.data_offsets.0 as u64)).map_err(io)?;
-        let elements = info.shape.iter().product();
-        read_converted(stored(info.dtype), elements, &info.shape, dtype, |bytes| reader.read_exact(bytes).map_err(io))
+        let info = self.info(name)?;
+        self.read_elements(info, 0, info.shape.clone(), dtype)
+    }
+
+    fn read_rows(&self, name: &str, dtype: DType, rows: Range<usize>) -> Result<Option<TensorData>> {
+        let info = self.info(name)?;
+        let [height, width] = info.shape[..] else { return Ok(None) };
+        if rows.start > rows.end || rows.end > height {
+            return Err(Error::mismatch("rows of a tensor", format!("within 0..{height}"), format!("{rows:?}")));
+        }
+        self.read_elements(info, rows.start * width, vec![rows.len(), width], dtype).map(Some)
     }
 
     fn total_bytes(&self) -> u64 {

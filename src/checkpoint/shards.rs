@@ -1,6 +1,7 @@
 //! Weights that are spread over several files, with an index that says where each tensor is.
 
 use std::collections::{BTreeMap, HashMap};
+use std::ops::Range;
 use std::path::{Component, Path};
 
 use burn::tensor::{DType, TensorData};
@@ -84,6 +85,11 @@ impl ShardedSource {
         }
         Ok(Self { shards, holder })
     }
+
+    fn shard(&self, name: &str) -> Result<&dyn TensorSource> {
+        let shard = self.holder.get(name).map(|&shard| &*self.shards[shard]);
+        shard.ok_or_else(|| Error::Tensors(vec![format!("`{name}` is missing")]))
+    }
 }
 
 /// Whether a name stays in its folder: one normal component, no root, no drive, no `..`.
@@ -99,10 +105,11 @@ impl TensorSource for ShardedSource {
     }
 
     fn read(&self, name: &str, dtype: DType) -> Result<TensorData> {
-        match self.holder.get(name) {
-            Some(&shard) => self.shards[shard].read(name, dtype),
-            None => Err(Error::Tensors(vec![format!("`{name}` is missing")])),
-        }
+        self.shard(name)?.read(name, dtype)
+    }
+
+    fn read_rows(&self, name: &str, dtype: DType, rows: Range<usize>) -> Result<Option<TensorData>> {
+        self.shard(name)?.read_rows(name, dtype, rows)
     }
 
     fn total_bytes(&self) -> u64 {

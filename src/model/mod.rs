@@ -29,7 +29,7 @@ pub use block::Block;
 pub use linear::Linear;
 pub use mlp::Mlp;
 use prepare::Packed;
-pub use prepare::WeightFormat;
+pub(crate) use prepare::embedding_dtype;
 use span::Span;
 pub use tokens::TokenBatch;
 

@@ -2,34 +2,11 @@
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::Embedding;
-use burn::tensor::{DType, Tensor};
-use gpt2_burn_backends::{PackedMatrix, has_kernels};
+use burn::tensor::{DType, Device, Tensor};
+use gpt2_burn_backends::{PackedMatrix, WeightFormat, check_format, has_kernels};
 
 use super::{Gpt2, Linear};
 use crate::{Error, Result};
-
-/// Element types that a prepared model holds its matrices in. What kernels compute from them is f32.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum WeightFormat {
-    /// As exact as the file; four bytes a weight are read for each token.
-    #[default]
-    F32,
-    /// Half of that, with 11 significant bits.
-    F16,
-    /// Half of that, with 8 significant bits.
-    Bf16,
-}
-
-impl From<WeightFormat> for DType {
-    fn from(format: WeightFormat) -> Self {
-        match format {
-            WeightFormat::F32 => Self::F32,
-            WeightFormat::F16 => Self::F16,
-            WeightFormat::Bf16 => Self::BF16,
-        }
-    }
-}
 
 /// A linear layer or a head, packed.
 #[derive(Clone, Debug)]
@@ -40,13 +17,22 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// `[inputs, outputs]` and a bias.
-    pub fn new(matrix: Tensor<2>, bias: Option<Tensor<1>>, format: WeightFormat) -> Self {
+    fn new(matrix: PackedMatrix, bias: Option<Tensor<1>>, device: &Device) -> Self {
         let [_, outputs] = matrix.dims();
-        let device = matrix.device();
-        let bias = bias.map_or_else(|| Tensor::zeros([outputs], (&device, DType::F32)), |bias| bias.cast(DType::F32));
-        Self { matrix: PackedMatrix::new(matrix, format.into()), bias }
+        let zeros = || Tensor::zeros([outputs], (device, DType::F32));
+        let bias = bias.map_or_else(zeros, |bias| bias.cast(DType::F32));
+        Self { matrix, bias }
     }
+}
+
+/// A matrix of the model, while it is packed.
+pub(crate) struct Unpacked<'a> {
+    /// Its name in a checkpoint.
+    pub name: String,
+    /// The parameter that holds it; it is left without elements afterwards.
+    pub param: &'a Param<Tensor<2>>,
+    /// Whether it is the head, of which the parameter is the transposed.
+    pub is_head: bool,
 }
 
 impl Gpt2 {
@@ -55,38 +41,55 @@ impl Gpt2 {
     /// It is for inference, and the last thing that is done with a model: it does not train, nor can it be saved, cast or
     /// moved. What is packed is no parameter any more: those of the blocks' linear layers and of the head are left
     /// without elements, so a burn record of a prepared model holds none of its weights. Matrices are packed one after
-    /// the other and not held twice, if no clone of the model holds them.
+    /// the other and not held twice, if no clone of the model holds them;
+    /// [`Checkpoint::load_prepared`](crate::Checkpoint::load_prepared) packs them as they are read, and holds no more than
+    /// pieces of what is not packed yet.
     ///
     /// On a device without kernels, and for training, nothing is packed: the model is only [cast](Self::cast) to `format`.
     ///
     /// # Errors
     ///
-    /// [`Error::Prepared`] if it is prepared already; [`Error::Device`] if the device does not compute in `format`.
-    pub fn prepare(mut self, format: WeightFormat) -> Result<Self> {
+    /// [`Error::Prepared`] if it is prepared already; [`Error::Device`] if the device does not compute in `format`, or has
+    /// no kernels for [`WeightFormat::Int8`].
+    pub fn prepare(self, format: WeightFormat) -> Result<Self> {
         self.check_unprepared("prepared again")?;
+        check_format(&self.device(), format)?;
         if !has_kernels(&self.device()) {
-            return self.cast(format.into());
+            return self.cast(format.float());
         }
-        gpt2_burn_backends::check_dtype(&self.device(), format.into())?;
-        let head = match self.lm_head.take() {
-            Some(mut head) => {
-                let packed = Packed::new(emptied(&mut head.weight).transpose(), None, format);
-                self.wte = Embedding { weight: cast(self.wte.weight, format.into()) };
-                self.lm_head = Some(head);
-                packed
-            }
-            None => Packed::new(emptied(&mut self.wte.weight).transpose(), None, format),
-        };
-        self.packed_head = Some(head);
-        for block in &mut self.h {
-            for linear in [&mut block.attn.c_attn, &mut block.attn.c_proj, &mut block.mlp.c_fc, &mut block.mlp.c_proj] {
-                linear.prepare(format);
-            }
-        }
+        let mut model = self.pack(|matrix| {
+            let value = matrix.param.val();
+            let value = if matrix.is_head { value.transpose() } else { value };
+            Ok(PackedMatrix::new(value, format))
+        })?;
         // Norms and positions are small and enter f32 sums. A token embedding of its own is not small; its rows are cast
         // as they are looked up.
-        let wte = self.wte.clone();
-        Ok(Self { wte, ..self.map(&mut ToF32) })
+        let wte = Embedding { weight: cast(model.wte.weight.clone(), embedding_dtype(format)) };
+        model = model.map(&mut ToF32);
+        Ok(if model.lm_head.is_some() { Self { wte, ..model } } else { model })
+    }
+
+    /// Replaces each matrix of a linear layer or head by what `pack` makes of it, the largest first, while there is room.
+    pub(crate) fn pack(mut self, mut pack: impl FnMut(Unpacked<'_>) -> Result<PackedMatrix>) -> Result<Self> {
+        let (name, param) = match &mut self.lm_head {
+            Some(head) => ("lm_head.weight", &mut head.weight),
+            None => ("wte.weight", &mut self.wte.weight),
+        };
+        let matrix = pack(Unpacked { name: name.to_owned(), param, is_head: true })?;
+        empty(param);
+        self.packed_head = Some(Packed::new(matrix, None, &param.device()));
+        for (layer, block) in self.h.iter_mut().enumerate() {
+            let linears = [
+                ("attn.c_attn", &mut block.attn.c_attn),
+                ("attn.c_proj", &mut block.attn.c_proj),
+                ("mlp.c_fc", &mut block.mlp.c_fc),
+                ("mlp.c_proj", &mut block.mlp.c_proj),
+            ];
+            for (name, linear) in linears {
+                linear.pack(format!("h.{layer}.{name}.weight"), &mut pack)?;
+            }
+        }
+        Ok(self)
     }
 
     /// Whether the weights are in the layout of the device's kernels.
@@ -106,17 +109,26 @@ impl Gpt2 {
 }
 
 impl Linear {
-    fn prepare(&mut self, format: WeightFormat) {
-        let bias = self.bias.as_ref().map(Param::val);
-        self.packed = Some(Packed::new(emptied(&mut self.weight), bias, format));
+    fn pack(&mut self, name: String, pack: &mut impl FnMut(Unpacked<'_>) -> Result<PackedMatrix>) -> Result<()> {
+        let matrix = pack(Unpacked { name, param: &self.weight, is_head: false })?;
+        empty(&mut self.weight);
+        self.packed = Some(Packed::new(matrix, self.bias.as_ref().map(Param::val), &self.weight.device()));
+        Ok(())
     }
 }
 
-/// The value of a parameter, which is left without elements.
-fn emptied(param: &mut Param<Tensor<2>>) -> Tensor<2> {
-    let value = param.val();
-    *param = Param::initialized(param.id, Tensor::zeros([0, 0], (&value.device(), DType::F32)));
-    value
+/// The type that a prepared model holds a token embedding in that is not its head too: of its rows a few are looked up, so
+/// their bytes are no matter of speed.
+pub(crate) fn embedding_dtype(format: WeightFormat) -> DType {
+    match format {
+        WeightFormat::Int8 => DType::F16,
+        _ => format.float(),
+    }
+}
+
+/// Leaves a parameter without elements.
+fn empty(param: &mut Param<Tensor<2>>) {
+    *param = Param::initialized(param.id, Tensor::zeros([0, 0], (&param.lazy_device(), DType::F32)));
 }
 
 fn cast<const D: usize>(param: Param<Tensor<D>>, dtype: DType) -> Param<Tensor<D>> {

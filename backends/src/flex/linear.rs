@@ -11,27 +11,14 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::element::Element;
-use super::gelu::gelu;
-use super::lanes::{LANES, with_width};
+use super::epilogue::Epilogue;
 use super::output::Output;
-use super::prefetch::prefetch;
-use crate::ops::{Gelu, TILE};
+use super::prefetch::prefetch_behind;
+use super::schedule::{Group, for_tiles, split};
+use crate::ops::TILE;
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MOST_ROWS: usize = 12;
-
-/// Rows of `x` between which threads can be switched, so that there is work for all where there are few tiles.
-const ROW_BLOCK: usize = 10 * MOST_ROWS;
-
-/// Tiles for a thread are dealt in this many portions, since threads are not equally fast.
-const PORTIONS: usize = 4;
-
-/// Bytes that are fetched from memory together.
-const CACHE_LINE: usize = 64;
-
-/// Bytes of weights that are asked for before they are needed: with many rows at a time, a processor does not look far
-/// enough ahead by itself.
-const AHEAD: usize = 4096;
 
 /// Groups of rows from which on a tile of halves is widened once for all of them, and not in each of their products.
 const WORTH_WIDENING: usize = 6;
@@ -84,17 +71,6 @@ impl<'a, E: Element> Packed<'a, E> {
     }
 }
 
-/// What is done with a sum before it is written.
-#[derive(Clone, Copy, Default)]
-pub struct Epilogue<'a> {
-    /// Added to each row: `[outputs]`.
-    pub bias: Option<&'a [f32]>,
-    /// Put through GELU.
-    pub gelu: Option<Gelu>,
-    /// Added in the end: `[rows, outputs]`.
-    pub residual: Option<&'a [f32]>,
-}
-
 /// `out = x W`, and what `epilogue` says; `x` is `[rows, inputs]`, `out` is `[rows, outputs]`.
 ///
 /// # Panics
@@ -107,73 +83,38 @@ pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogu
     }
     let rows = out.len() / outputs;
     assert_eq!((x.len(), out.len()), (rows * inputs, rows * outputs), "lengths of x and of the result");
-    assert!(epilogue.bias.is_none_or(|bias| bias.len() == outputs), "length of the bias");
-    assert!(epilogue.residual.is_none_or(|residual| residual.len() == out.len()), "length of the residual");
+    epilogue.check(rows, outputs);
     if rows == 0 {
         return;
     }
-
-    let groups = Groups::new(arch, x, rows, inputs);
-    let blocks: Vec<&[Group]> = groups.groups.chunks((ROW_BLOCK / groups.size).max(1)).collect();
-    let tiles = outputs.div_ceil(TILE);
-    let portion = tiles.div_ceil(PORTIONS * rayon::current_num_threads()).max(1);
-    let portions = tiles.div_ceil(portion);
+    let groups = split(rows, arch.dispatch(MostRows));
+    let interleaved = interleave(x, &groups, inputs);
+    let interleaved = interleaved.as_deref().unwrap_or(x);
     let out = Output::new(out, outputs);
-    let interleaved = groups.interleaved(x);
-    let work = |task: usize| {
-        let (tiles_from, block) = (task / blocks.len() * portion, blocks[task % blocks.len()]);
-        for tile in tiles_from..(tiles_from + portion).min(tiles) {
-            arch.dispatch(Tile { tile, weights, groups: block, interleaved, epilogue, out });
-        }
-    };
-    let tasks = portions * blocks.len();
     // A weight costs about as much to read as to multiply with three rows.
-    if inputs * outputs * (rows + 3) < WORTH_THREADS {
-        return (0..tasks).for_each(work);
-    }
-    (0..tasks).into_par_iter().for_each(work);
-}
-
-/// Rows `first..first + rows` of `x`.
-struct Group {
-    first: usize,
-    rows: usize,
+    let worth_threads = inputs * outputs * (rows + 3) >= WORTH_THREADS;
+    for_tiles(outputs, &groups, worth_threads, |tile, groups| {
+        arch.dispatch(Tile { tile, weights, groups, interleaved, epilogue, out });
+    });
 }
 
 /// `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the second ones...
-struct Groups {
-    groups: Vec<Group>,
-    /// Rows of a group, but for the last.
-    size: usize,
-    /// None: `x` itself, a row a group.
-    elements: Option<Vec<f32>>,
-}
-
-impl Groups {
-    fn new(arch: Arch, x: &[f32], rows: usize, inputs: usize) -> Self {
-        let most = arch.dispatch(MostRows);
-        // Evenly: 13 rows are 7 and 6, since few rows at a time leave multipliers idle.
-        let size = rows.div_ceil(rows.div_ceil(most));
-        let groups: Vec<Group> =
-            (0..rows).step_by(size).map(|first| Group { first, rows: size.min(rows - first) }).collect();
-        if size == 1 || inputs == 0 {
-            return Self { groups, size, elements: None };
-        }
-        let mut elements = vec![0.0; x.len()];
-        elements.par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs)).for_each(|(to, from)| {
-            let rows = from.len() / inputs;
-            for (row, from) in from.chunks_exact(inputs).enumerate() {
-                for (to, from) in to[row..].iter_mut().step_by(rows).zip(from) {
-                    *to = *from;
-                }
+/// None: that is `x` itself.
+fn interleave(x: &[f32], groups: &[Group], inputs: usize) -> Option<Vec<f32>> {
+    let size = groups.first()?.rows;
+    if size == 1 || inputs == 0 {
+        return None;
+    }
+    let mut elements = vec![0.0; x.len()];
+    elements.par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs)).for_each(|(to, from)| {
+        let rows = from.len() / inputs;
+        for (row, from) in from.chunks_exact(inputs).enumerate() {
+            for (to, from) in to[row..].iter_mut().step_by(rows).zip(from) {
+                *to = *from;
             }
-        });
-        Self { groups, size, elements: Some(elements) }
-    }
-
-    fn interleaved<'a>(&'a self, x: &'a [f32]) -> &'a [f32] {
-        self.elements.as_deref().unwrap_or(x)
-    }
+        }
+    });
+    Some(elements)
 }
 
 /// How many rows' sums fit the registers.
@@ -224,7 +165,7 @@ fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
         // Widened once for all rows, into what stays in a near cache.
         let mut wide = Vec::with_capacity(inputs);
         for row in weights {
-            wide.push(E::widen(row));
+            wide.push(E::widen_with(simd, row));
         }
         return groups::<S, E, f32, V>(simd, &task, &wide);
     }
@@ -232,6 +173,7 @@ fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
 }
 
 /// The product of a tile, whose elements are `W`, with each group of rows.
+#[allow(unsafe_code)]
 #[inline(always)]
 fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<'_, E>, weights: &[[W; TILE]]) {
     let inputs = task.weights.inputs;
@@ -242,7 +184,8 @@ fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<
                 match group.rows {
                     $($rows => {
                         let sums = product::<S, W, V, $rows>(simd, x.as_chunks().0, weights);
-                        finish(simd, task, group.first, sums);
+                        // SAFETY: tasks differ in their tile or in their groups of rows.
+                        unsafe { task.epilogue.write(simd, sums, [group.first, task.tile], task.out) };
                     })*
                     rows => unreachable!("{rows} rows at a time"),
                 }
@@ -261,10 +204,8 @@ fn product<S: Simd, E: Element, const V: usize, const R: usize>(
 ) -> [[f32; TILE]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for (x, weights) in x.iter().zip(weights) {
-        for line in 0..size_of::<[E; TILE]>().div_ceil(CACHE_LINE) {
-            prefetch(std::ptr::from_ref(weights).cast::<u8>().wrapping_add(AHEAD + line * CACHE_LINE));
-        }
-        let weights = E::widen(weights);
+        prefetch_behind(weights);
+        let weights = E::widen_with(simd, weights);
         let (weights, _) = S::as_simd_f32s(&weights);
         for row in 0..R {
             let x = simd.splat_f32s(x[row]);
@@ -279,36 +220,4 @@ fn product<S: Simd, E: Element, const V: usize, const R: usize>(
         out[..V].copy_from_slice(&sums[row]);
     }
     out
-}
-
-#[allow(unsafe_code)]
-#[inline(always)]
-fn finish<S: Simd, E: Element, const R: usize>(simd: S, task: &Tile<'_, E>, first: usize, sums: [[f32; TILE]; R]) {
-    let (column, outputs) = (task.tile * TILE, task.weights.outputs);
-    let columns = TILE.min(outputs - column);
-    for row in 0..R {
-        let mut sums = sums[row];
-        if let Some(bias) = task.epilogue.bias {
-            add(&mut sums, &bias[column..column + columns]);
-        }
-        if let Some(form) = task.epilogue.gelu {
-            for chunk in sums.as_chunks_mut::<LANES>().0 {
-                with_width!(simd: S => gelu(chunk, form));
-            }
-        }
-        if let Some(residual) = task.epilogue.residual {
-            let start = (first + row) * outputs + column;
-            add(&mut sums, &residual[start..start + columns]);
-        }
-        // SAFETY: tasks differ in their tile, which decides the columns, or in their groups, which decide the rows.
-        let out = unsafe { task.out.row_part(first + row, column, columns) };
-        out.copy_from_slice(&sums[..columns]);
-    }
-}
-
-#[inline(always)]
-fn add(sums: &mut [f32; TILE], other: &[f32]) {
-    for column in 0..other.len() {
-        sums[column] += other[column];
-    }
 }

@@ -4,12 +4,15 @@ use pulp::{Arch, Simd, WithSimd};
 
 pub mod attend;
 pub mod element;
+mod epilogue;
 mod gelu;
+mod int8;
 mod lanes;
 pub mod linear;
 mod ops;
 mod output;
 mod prefetch;
+mod schedule;
 #[cfg(test)]
 mod tests;
 

@@ -9,8 +9,10 @@ use rayon::prelude::*;
 
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
-use super::linear::{Epilogue, Packed, linear, pack};
-use crate::ops::{Gelu, Gpt2Ops, default};
+use super::epilogue::Epilogue;
+use super::int8::{self, Multiplier, Quantized};
+use super::linear::{Packed, linear, pack};
+use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
 type Tensor = FloatTensor<Flex>;
 
@@ -40,14 +42,9 @@ impl Gpt2Ops for Flex {
     fn pack(matrix: Tensor) -> Tensor {
         let [inputs, outputs] = matrix.shape().dims();
         with_element!(matrix.dtype(), E if true => {
-            let [of_input, of_output] = *matrix.layout().strides() else { unreachable!("a matrix has two dimensions") };
-            let (elements, start) = (matrix.storage::<E>(), matrix.layout().start_offset() as isize);
-            let at = |input: usize, output: usize| {
-                elements[(start + input as isize * of_input + output as isize * of_output) as usize]
-            };
-            let tiles = pack::<E>(inputs, outputs, at);
-            let count = outputs.div_ceil(crate::ops::TILE);
-            Tensor::from_data(TensorData::new(tiles, [count, inputs, crate::ops::TILE]))
+            let tiles = pack::<E>(inputs, outputs, indexed(&matrix));
+            let count = outputs.div_ceil(TILE);
+            Tensor::from_data(TensorData::new(tiles, [count, inputs, TILE]))
         }, _ => default::pack::<Self>(matrix))
     }
 
@@ -74,15 +71,58 @@ impl Gpt2Ops for Flex {
         let [count, inputs, width] = tiles.shape().dims();
         with_element!(tiles.dtype(), E if true => {
             let packed = Packed::new(elements::<E>(&tiles), inputs, count * width);
-            let ids = integers(&ids);
-            let mut rows = vec![0.0_f32; ids.len() * inputs];
-            rows.par_chunks_exact_mut(inputs.max(1)).zip(&ids).with_min_len(16).for_each(|(row, &id)| {
-                for (to, from) in row.iter_mut().zip(packed.column(id)) {
-                    *to = E::widen(&[from])[0];
-                }
-            });
-            Tensor::from_data(TensorData::new(rows, [ids.len(), inputs]))
+            rows_of(&integers(&ids), inputs, |id| packed.column(id).map(|element| E::widen(&[element])[0]))
         }, _ => default::packed_columns::<Self>(tiles, ids))
+    }
+
+    fn quantize(matrix: Tensor) -> (IntTensor<Self>, Tensor) {
+        let [inputs, outputs] = matrix.shape().dims();
+        with_element!(matrix.dtype(), E if true => {
+            let at = indexed::<E>(&matrix);
+            let (words, scales) = int8::quantize(inputs, outputs, |input, output| E::widen(&[at(input, output)])[0]);
+            let (tiles, quads) = (outputs.div_ceil(TILE), inputs.div_ceil(int8::QUAD));
+            let groups = inputs.div_ceil(int8::GROUP);
+            let words = Tensor::from_data(TensorData::new(words, [tiles, quads, TILE]));
+            (words, Tensor::from_data(TensorData::new(scales, [tiles, groups, TILE])))
+        }, _ => default_int8::quantize::<Self>(matrix))
+    }
+
+    fn quantized_linear(
+        x: Tensor,
+        weights: IntTensor<Self>,
+        scales: Tensor,
+        bias: Tensor,
+        outputs: usize,
+        gelu: Option<Gelu>,
+    ) -> Tensor {
+        if [&x, &bias].iter().any(|tensor| tensor.dtype() != DType::F32) {
+            return default_int8::linear::<Self>(x, weights, scales, bias, outputs, gelu);
+        }
+        let bias = bias.to_contiguous();
+        let epilogue = Epilogue { bias: Some(elements(&bias)), gelu, residual: None };
+        quantized_product(x, &weights, &scales, outputs, epilogue)
+    }
+
+    fn quantized_linear_add(
+        x: Tensor,
+        weights: IntTensor<Self>,
+        scales: Tensor,
+        bias: Tensor,
+        residual: Tensor,
+    ) -> Tensor {
+        if [&x, &bias, &residual].iter().any(|tensor| tensor.dtype() != DType::F32) {
+            return default_int8::linear_add::<Self>(x, weights, scales, bias, residual);
+        }
+        let [_, outputs] = residual.shape().dims();
+        let (bias, residual) = (bias.to_contiguous(), residual.to_contiguous());
+        let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
+        quantized_product(x, &weights, &scales, outputs, epilogue)
+    }
+
+    fn quantized_columns(weights: IntTensor<Self>, scales: Tensor, ids: IntTensor<Self>, inputs: usize) -> Tensor {
+        let [tiles, _, _] = weights.shape().dims();
+        let matrix = Quantized::new(elements(&weights), elements(&scales), [inputs, tiles * TILE]);
+        rows_of(&integers(&ids), inputs, |id| matrix.column(id))
     }
 
     fn attend(query: Tensor, keys: Tensor, values: Tensor, past: IntTensor<Self>) -> Tensor {
@@ -107,6 +147,39 @@ fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epil
     let mut out = vec![0.0; rows * outputs];
     linear(Arch::new(), elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
+}
+
+fn quantized_product(
+    x: Tensor,
+    weights: &IntTensor<Flex>,
+    scales: &Tensor,
+    outputs: usize,
+    epilogue: Epilogue<'_>,
+) -> Tensor {
+    let [rows, inputs] = x.shape().dims();
+    let x = x.to_contiguous();
+    let matrix = Quantized::new(elements(weights), elements(scales), [inputs, outputs]);
+    let mut out = vec![0.0; rows * outputs];
+    int8::linear(Arch::new(), Multiplier::best(), elements(&x), matrix, epilogue, &mut out);
+    Tensor::from_data(TensorData::new(out, [rows, outputs]))
+}
+
+/// `[N, inputs]`: a row for each id.
+fn rows_of<I: Iterator<Item = f32>>(ids: &[usize], inputs: usize, row: impl Fn(usize) -> I + Sync) -> Tensor {
+    let mut rows = vec![0.0_f32; ids.len() * inputs];
+    rows.par_chunks_exact_mut(inputs.max(1)).zip(ids).with_min_len(16).for_each(|(to, &id)| {
+        for (to, from) in to.iter_mut().zip(row(id)) {
+            *to = from;
+        }
+    });
+    Tensor::from_data(TensorData::new(rows, [ids.len(), inputs]))
+}
+
+/// The elements of a matrix, whatever its strides, by row and column.
+fn indexed<E: Element>(matrix: &Tensor) -> impl Fn(usize, usize) -> E + Sync {
+    let [of_row, of_column] = *matrix.layout().strides() else { unreachable!("a matrix has two dimensions") };
+    let (elements, start) = (matrix.storage::<E>(), matrix.layout().start_offset() as isize);
+    move |row, column| elements[(start + row as isize * of_row + column as isize * of_column) as usize]
 }
 
 fn attend_over(

@@ -24,6 +24,11 @@ impl<'a> Output<'a> {
         Self { start: values.as_mut_ptr(), len: values.len(), width, borrow: PhantomData }
     }
 
+    /// Elements of a row.
+    pub fn width(&self) -> usize {
+        self.width
+    }
+
     /// Elements `column..column + count` of a row.
     ///
     /// # Panics

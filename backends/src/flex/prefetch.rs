@@ -1,9 +1,24 @@
 //! Asking for memory before it is needed.
 #![allow(unsafe_code)] // a hint, which the standard library only offers as an intrinsic
 
-/// Elements of a cache line are on their way once this was called; nothing happens where there is no such instruction.
+/// Bytes that are fetched from memory together.
+const CACHE_LINE: usize = 64;
+
+/// Bytes of weights that are asked for before they are needed: with many rows at a time, a processor does not look far
+/// enough ahead by itself.
+const AHEAD: usize = 4096;
+
+/// As many bytes as `x` has, a little further on, are on their way once this was called; nothing happens where there is
+/// no such instruction.
 #[inline(always)]
-pub fn prefetch<T>(at: *const T) {
+pub fn prefetch_behind<T>(x: &T) {
+    for line in 0..size_of::<T>().div_ceil(CACHE_LINE) {
+        prefetch(std::ptr::from_ref(x).cast::<u8>().wrapping_add(AHEAD + line * CACHE_LINE));
+    }
+}
+
+#[inline(always)]
+fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is a hint: it reads nothing and does not fail, wherever the pointer points to.
     unsafe {

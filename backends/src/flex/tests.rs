@@ -6,7 +6,9 @@ use pulp::Arch;
 
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
-use super::linear::{Epilogue, Packed, linear, pack};
+use super::epilogue::Epilogue;
+use super::int8::{self, GROUP, Multiplier, Quantized};
+use super::linear::{Packed, linear, pack};
 use crate::ops::Gelu;
 
 /// What kernels can be run on here: what was found, and what there is less of.
@@ -72,6 +74,51 @@ fn check_linear<E: Element>([rows, inputs, outputs]: [usize; 3], [bias, use_gelu
         let expected = (0..inputs).map(|input| E::widen(&[weights[input * outputs + output]])[0].to_bits());
         assert_eq!(column, expected.collect::<Vec<_>>());
     }
+}
+
+/// Products of rounded numbers are compared with the same products in double precision.
+fn check_int8([rows, inputs, outputs]: [usize; 3], [bias, use_gelu, residual]: [bool; 3]) {
+    let x = numbers(rows * inputs, 1);
+    let weights = numbers(inputs * outputs, 2);
+    let (words, scales) = int8::quantize(inputs, outputs, |input, output| weights[input * outputs + output]);
+    let matrix = Quantized::new(&words, &scales, [inputs, outputs]);
+    let (of_bias, of_residual) = (numbers(outputs, 3), numbers(rows * outputs, 4));
+    let epilogue = Epilogue {
+        bias: bias.then_some(&of_bias),
+        gelu: use_gelu.then_some(Gelu::Tanh),
+        residual: residual.then_some(&of_residual),
+    };
+    let mut found = vec![f32::NAN; rows * outputs];
+    int8::linear(Arch::new(), Multiplier::best(), &x, matrix, epilogue, &mut found);
+    for (arch, multiplier) in all().into_iter().flat_map(|arch| Multiplier::all().into_iter().map(move |m| (arch, m))) {
+        let mut other = vec![f32::NAN; rows * outputs];
+        int8::linear(arch, multiplier, &x, matrix, epilogue, &mut other);
+        assert_eq!(bits(&other), bits(&found), "{arch:?}, {multiplier:?}");
+    }
+    let columns: Vec<Vec<f32>> = (0..outputs).map(|output| matrix.column(output).collect()).collect();
+    for row in 0..rows {
+        let x = &x[row * inputs..][..inputs];
+        let rounded: Vec<f64> = x.chunks(GROUP).flat_map(rounded).collect();
+        for (output, column) in columns.iter().enumerate() {
+            let mut expected: f64 = rounded.iter().zip(column).map(|(x, weight)| x * f64::from(*weight)).sum();
+            expected += f64::from(u8::from(bias)) * f64::from(of_bias[output]);
+            expected = if use_gelu { gelu(expected) } else { expected };
+            expected += f64::from(u8::from(residual)) * f64::from(of_residual[row * outputs + output]);
+            let difference = (f64::from(found[row * outputs + output]) - expected).abs();
+            assert!(difference < 1e-5 * (1.0 + (inputs as f64).sqrt()), "{rows} x {inputs} x {outputs}: {difference}");
+        }
+        let mut alone = vec![f32::NAN; outputs];
+        let residual = epilogue.residual.map(|residual| &residual[row * outputs..][..outputs]);
+        int8::linear(Arch::new(), Multiplier::best(), x, matrix, Epilogue { residual, ..epilogue }, &mut alone);
+        assert_eq!(bits(&alone), bits(&found[row * outputs..][..outputs]), "row {row} of {rows}");
+    }
+}
+
+/// Numbers in steps of the largest of them divided by 127.
+fn rounded(x: &[f32]) -> Vec<f64> {
+    let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
+    let (per_step, step) = (127.0 / most, f64::from(most / 127.0));
+    x.iter().map(|x| f64::from((x * per_step).round_ties_even()) * step).collect()
 }
 
 fn bits(values: &[f32]) -> Vec<u32> {
@@ -197,6 +244,14 @@ proptest! {
     }
 
     #[test]
+    fn a_product_with_eight_bits_is_that_of_the_rounded_numbers(
+        shape in (0_usize..20, 0_usize..300, 0_usize..100),
+        epilogue in any::<[bool; 3]>(),
+    ) {
+        check_int8([shape.0, shape.1, shape.2], epilogue);
+    }
+
+    #[test]
     fn attention_is_the_weighted_mean_and_its_queries_do_not_depend_on_each_other(
         (batch, heads, time, head_dim) in (1_usize..4, 1_usize..4, 1_usize..40, 1_usize..80),
         (shared, spare) in (0_usize..20, 0_usize..5),
@@ -212,5 +267,36 @@ proptest! {
 #[test]
 fn a_product_large_enough_for_threads_is_the_same() {
     check_linear::<f32>([130, 96, 700], [true, true, true]);
+    check_int8([130, 96, 700], [true, true, true]);
     check_attention::<f32>(Sizes { batch: 2, heads: 4, time: 40, head_dim: 64, shared: 33, spare: 3 }, &[70, 12]);
+}
+
+#[test]
+fn the_largest_sums_of_eight_bits_do_not_overflow() {
+    // Every product is 127 x 127, of both signs.
+    for sign in [1.0, -1.0] {
+        let x = [1.0; 256];
+        let (words, scales) = int8::quantize(256, 32, |_, _| sign);
+        let matrix = Quantized::new(&words, &scales, [256, 32]);
+        for multiplier in Multiplier::all() {
+            let mut out = [f32::NAN; 32];
+            int8::linear(Arch::new(), multiplier, &x, matrix, Epilogue::default(), &mut out);
+            assert!(out.iter().all(|sum| (sum - sign * 256.0).abs() < 0.1), "{multiplier:?}: {out:?}");
+        }
+    }
+}
+
+#[test]
+fn a_number_that_is_not_finite_reaches_the_sums_of_its_row_and_no_others() {
+    let (words, scales) = int8::quantize(70, 40, |_, _| 0.5);
+    let matrix = Quantized::new(&words, &scales, [70, 40]);
+    for bad in [f32::NAN, f32::INFINITY] {
+        let mut x = [1.0; 3 * 70];
+        x[70 + 66] = bad;
+        let mut out = [0.0; 3 * 40];
+        int8::linear(Arch::new(), Multiplier::best(), &x, matrix, Epilogue::default(), &mut out);
+        for (row, out) in out.chunks(40).enumerate() {
+            assert!(out.iter().all(|sum| sum.is_finite() == (row != 1)), "row {row}: {out:?}");
+        }
+    }
 }

@@ -35,7 +35,13 @@ pub fn packed_linear<B: Backend>(
     gelu: Option<Gelu>,
 ) -> FloatTensor<B> {
     let dtype = x.dtype();
-    let product = B::float_matmul(x, unpack::<B>(tiles, outputs, dtype));
+    finish::<B>(B::float_matmul(x, unpack::<B>(tiles, outputs, dtype)), bias, gelu)
+}
+
+/// `gelu?(product + bias)`: `[N, outputs]` and `[outputs]`.
+pub(super) fn finish<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>, gelu: Option<Gelu>) -> FloatTensor<B> {
+    let dtype = product.dtype();
+    let [outputs] = bias.shape().dims();
     let bias = cast::<B>(B::float_reshape(bias, Shape::new([1, outputs])), dtype);
     let sum = B::float_add(product, bias);
     match gelu {
@@ -108,7 +114,7 @@ fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> Fl
     cast::<B>(matrix, dtype)
 }
 
-fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub(super) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
 

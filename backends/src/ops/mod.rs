@@ -6,9 +6,13 @@ use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
 
 pub(crate) mod default;
+pub(crate) mod default_int8;
 
 /// Columns of a tile of a packed matrix.
 pub(crate) const TILE: usize = 32;
+
+/// Inputs of a column of a quantized matrix that have a scale in common.
+pub(crate) const GROUP: usize = 64;
 
 /// The forms of the Gaussian error linear unit (Hendrycks and Gimpel, 2016).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +27,11 @@ pub enum Gelu {
 ///
 /// A packed matrix `[inputs, outputs]` is a tensor `[tiles, inputs, 32]`: each tile has 32 columns, those behind the last
 /// are 0.
+///
+/// A quantized matrix `[inputs, outputs]` is two tensors. The weights are whole numbers from -127 to 127, `[tiles, quads, 32]`
+/// in i32: a word holds four consecutive inputs of a column, each with 128 added, the first in its lowest byte. The scales
+/// are `[tiles, groups, 32]` in f16: a weight times the scale of its group of 64 inputs is the element. Products with it
+/// round `x` in the same way: of each row, every 64 numbers have a scale in common, the largest of them divided by 127.
 #[backend_extension(Flex: cfg(feature = "flex"))]
 pub trait Gpt2Ops: Backend {
     /// Packs a matrix `[inputs, outputs]`.
@@ -54,6 +63,44 @@ pub trait Gpt2Ops: Backend {
     /// Columns `ids`, `[N]`, of a packed matrix, as rows `[N, inputs]` in f32.
     fn packed_columns(tiles: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
         default::packed_columns::<Self>(tiles, ids)
+    }
+
+    /// Quantizes a matrix `[inputs, outputs]`.
+    fn quantize(matrix: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
+        default_int8::quantize::<Self>(matrix)
+    }
+
+    /// As [`packed_linear`](Self::packed_linear), with a quantized matrix.
+    fn quantized_linear(
+        x: FloatTensor<Self>,
+        weights: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        outputs: usize,
+        gelu: Option<Gelu>,
+    ) -> FloatTensor<Self> {
+        default_int8::linear::<Self>(x, weights, scales, bias, outputs, gelu)
+    }
+
+    /// As [`packed_linear_add`](Self::packed_linear_add), with a quantized matrix.
+    fn quantized_linear_add(
+        x: FloatTensor<Self>,
+        weights: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        default_int8::linear_add::<Self>(x, weights, scales, bias, residual)
+    }
+
+    /// Columns `ids`, `[N]`, of a quantized matrix with `inputs` rows, as rows `[N, inputs]` in f32.
+    fn quantized_columns(
+        weights: IntTensor<Self>,
+        scales: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        inputs: usize,
+    ) -> FloatTensor<Self> {
+        default_int8::columns::<Self>(weights, scales, ids, inputs)
     }
 
     /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of

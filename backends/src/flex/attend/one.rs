@@ -1,101 +1,16 @@
-//! `softmax(q k^T / sqrt D) v` over the keys that each query sees, in place in the cache.
-//!
-//! Every query of every head is computed by itself, over its own keys and no others: there is no mask, and what stands
-//! behind a row's end is not read. Sums have an order that depends on the number of
-//! keys alone: 16 partial sums over the width of a head for a score, 16 over the keys for the softmax's denominator, and
-//! one chain over the keys for each element of the result.
+//! One query of one head: sixteen columns at a time.
 #![allow(clippy::needless_range_loop)] // an index runs over several arrays at once
 
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use pulp::{Simd, WithSimd};
 
-use super::element::Element;
-use super::lanes::{LANES, add, exp, largest, load, max, mul, mul_add, splat, store, sub, sum, with_width};
-use super::output::Output;
-
-/// A `[B, H, N, D]` tensor whose last dimension is contiguous.
-#[derive(Clone, Copy)]
-pub struct View<'a, E> {
-    /// The whole buffer.
-    pub elements: &'a [E],
-    /// Where element `[0, 0, 0, 0]` is.
-    pub start: usize,
-    /// Elements from one row, head and position to the next; a row's is 0 where one row stands for all.
-    pub strides: [usize; 3],
-}
-
-impl<'a, E> View<'a, E> {
-    fn position(&self, row: usize, head: usize, position: usize, head_dim: usize) -> &'a [E] {
-        let [of_row, of_head, of_position] = self.strides;
-        &self.elements[self.start + row * of_row + head * of_head + position * of_position..][..head_dim]
-    }
-}
-
-/// Consecutive keys and values.
-#[derive(Clone, Copy)]
-pub struct Segment<'a, E> {
-    /// `[B, H, N, D]`.
-    pub keys: View<'a, E>,
-    /// `[B, H, N, D]`.
-    pub values: View<'a, E>,
-}
-
-/// What is attended with, and over.
-#[derive(Clone, Copy)]
-pub struct Attention<'a, E> {
-    /// `[B, H, T, D]`.
-    pub query: View<'a, f32>,
-    /// Keys that every query sees, and how many there are.
-    pub shared: Option<(Segment<'a, E>, usize)>,
-    /// Keys of which query t of row b sees the first `past[b] + t + 1`.
-    pub own: Segment<'a, E>,
-    /// Own keys of each row before those of the queries.
-    pub past: &'a [usize],
-    /// Own keys that there are; a query behind the end of a shorter row sees no more than that.
-    pub keys: usize,
-    /// `[B, H, T, D]`.
-    pub shape: [usize; 4],
-}
-
-/// Multiplications below which threads cost more than they bring.
-const WORTH_THREADS: usize = 1 << 16;
-
-/// Queries of a head that are one thread's work.
-const QUERY_BLOCK: usize = 16;
-
-/// Attends; the result is `[B, T, H D]`.
-///
-/// # Panics
-///
-/// If a view does not hold what the shape says.
-pub fn attend<E: Element>(arch: Arch, attention: Attention<'_, E>, out: &mut [f32]) {
-    let [batch, heads, time, head_dim] = attention.shape;
-    assert_eq!(out.len(), batch * heads * time * head_dim, "elements of the result");
-    if out.is_empty() {
-        return;
-    }
-    let blocks = time.div_ceil(QUERY_BLOCK);
-    let width = heads * head_dim;
-    let out = Output::new(out, width);
-    let work = |scratch: &mut Scratch, task: usize| {
-        // Long queries first: in a prefill the last ones see the most keys.
-        let (block, row, head) = (blocks - 1 - task / (batch * heads), task / heads % batch, task % heads);
-        for t in block * QUERY_BLOCK..((block + 1) * QUERY_BLOCK).min(time) {
-            arch.dispatch(Query { attention: &attention, row, head, t, scratch, out });
-        }
-    };
-    let tasks = blocks * batch * heads;
-    let shared = attention.shared.map_or(0, |(_, count)| count);
-    if tasks * QUERY_BLOCK.min(time) * (attention.keys + shared) * head_dim < WORTH_THREADS {
-        let mut scratch = Scratch::default();
-        return (0..tasks).for_each(|task| work(&mut scratch, task));
-    }
-    (0..tasks).into_par_iter().for_each_init(Scratch::default, work);
-}
+use super::{Attention, View};
+use crate::flex::element::{Element, lanes_at};
+use crate::flex::lanes::{LANES, add, exp, largest, load, max, mul, mul_add, splat, store, sub, sum, with_width};
+use crate::flex::output::Output;
 
 /// What a thread keeps from query to query.
 #[derive(Default)]
-struct Scratch {
+pub struct One {
     /// The query, scaled, and filled up to whole lanes.
     query: Vec<f32>,
     /// A score, then a weight, for each key, filled up to whole lanes.
@@ -103,13 +18,13 @@ struct Scratch {
 }
 
 /// One query of one head.
-struct Query<'a, 's, E> {
-    attention: &'a Attention<'a, E>,
-    row: usize,
-    head: usize,
-    t: usize,
-    scratch: &'s mut Scratch,
-    out: Output<'a>,
+pub struct Query<'a, 's, E> {
+    pub attention: &'a Attention<'a, E>,
+    pub row: usize,
+    pub head: usize,
+    pub t: usize,
+    pub scratch: &'s mut One,
+    pub out: Output<'a>,
 }
 
 impl<E: Element> WithSimd for Query<'_, '_, E> {
@@ -126,7 +41,7 @@ impl<E: Element> WithSimd for Query<'_, '_, E> {
 fn one_query<S: Simd, const V: usize, E: Element>(simd: S, task: Query<'_, '_, E>) {
     let Query { attention, row, head, t, scratch, out } = task;
     let [_, _, _, head_dim] = attention.shape;
-    let own = (attention.past[row] + t + 1).min(attention.keys);
+    let own = attention.visible(row, t);
     let shared = match attention.shared {
         Some((_, count)) => count,
         None => 0,
@@ -185,7 +100,7 @@ fn score<S: Simd, const V: usize, E: Element>(
         let key = keys.position(row, head, position, head_dim);
         let mut total = splat::<S, V>(simd, 0.0);
         for chunk in 0..query.len() {
-            let key = lanes_at(key, chunk * LANES);
+            let key = lanes_at(simd, key, chunk * LANES);
             total = mul_add(simd, load(simd, &query[chunk]), load(simd, &key), total);
         }
         scores[position] = sum(simd, total);
@@ -228,7 +143,7 @@ fn weigh<S: Simd, const V: usize, E: Element, const C: usize>(
             let weight = splat::<S, V>(simd, weights[position]);
             let value = values.position(row, head, position, head_dim);
             for chunk in 0..C {
-                let value = lanes_at(value, column + chunk * LANES);
+                let value = lanes_at(simd, value, column + chunk * LANES);
                 totals[chunk] = mul_add(simd, load(simd, &value), weight, totals[chunk]);
             }
         }
@@ -239,16 +154,4 @@ fn weigh<S: Simd, const V: usize, E: Element, const C: usize>(
         let (from, to) = (chunk * LANES, out.len().min((chunk + 1) * LANES));
         out[from..to].copy_from_slice(&lanes[..to - from]);
     }
-}
-
-/// Sixteen elements from `start` on, zeros where there are no more.
-#[inline(always)]
-fn lanes_at<E: Element>(elements: &[E], start: usize) -> [f32; LANES] {
-    if let Some(lanes) = elements.get(start..start + LANES).and_then(|lanes| lanes.as_array()) {
-        return E::widen::<LANES>(lanes);
-    }
-    let mut lanes = [E::zeroed(); LANES];
-    let rest = &elements[start..];
-    lanes[..rest.len()].copy_from_slice(rest);
-    E::widen(&lanes)
 }

@@ -1,0 +1,302 @@
+//! Up to sixteen consecutive queries of one head at a time, a query a lane: keys and values are read once for all of them.
+//!
+//! Each sum has the order that it has in [`one`](super::one), so that a query has the same bits alone and in company.
+#![allow(clippy::needless_range_loop)] // an index runs over several arrays at once
+
+use pulp::{Simd, WithSimd};
+
+use super::{Attention, View};
+use crate::flex::element::{Element, lanes_at};
+use crate::flex::lanes::{LANES, Wide, add, div, exp, load, max, mul, mul_add, splat, store, sub, with_width};
+use crate::flex::output::Output;
+
+/// Keys whose scores are computed at a time.
+const KEYS: usize = 2;
+
+/// Queries that values are added up for at a time.
+const QUERIES: usize = 4;
+
+/// What a thread keeps from task to task.
+#[derive(Default)]
+pub struct Many {
+    /// `[columns, 16]`: a column of each query, scaled; zeros up to whole lanes of columns.
+    queries: Vec<[f32; LANES]>,
+    /// `[KEYS, columns / 16, 16]`: keys in f32, filled up likewise.
+    keys: Vec<[f32; LANES]>,
+    /// `[keys, 16]`: of each query a score, then a weight, for each key.
+    scores: Vec<[f32; LANES]>,
+}
+
+/// Queries `first..first + count` of one head.
+pub struct Queries<'a, 's, E> {
+    pub attention: &'a Attention<'a, E>,
+    pub row: usize,
+    pub head: usize,
+    pub first: usize,
+    pub count: usize,
+    pub scratch: &'s mut Many,
+    pub out: Output<'a>,
+}
+
+impl<E: Element> WithSimd for Queries<'_, '_, E> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        with_width!(simd: S, E => many_queries(self))
+    }
+}
+
+#[inline(always)]
+fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, '_, E>) {
+    let Queries { attention, row, head, first, count, scratch, out } = task;
+    let [_, _, time, head_dim] = attention.shape;
+    let Many { queries, keys, scores } = scratch;
+    transpose(attention, [row, head, first, count], queries);
+
+    scores.clear();
+    if let Some((segment, count)) = &attention.shared {
+        score::<S, V, E>(simd, queries, keys, &segment.keys, [row, head, head_dim, *count], scores);
+    }
+    let shared = scores.len();
+    let own = attention.visible(row, first + count - 1);
+    score::<S, V, E>(simd, queries, keys, &attention.own.keys, [row, head, head_dim, own], scores);
+    for lane in 0..count {
+        for scores in &mut scores[shared + attention.visible(row, first + lane)..] {
+            scores[lane] = f32::NEG_INFINITY;
+        }
+    }
+    let mut scales = [0.0; LANES];
+    store(simd, softmax::<S, V>(simd, scores), &mut scales);
+
+    let mut lane = 0;
+    while lane < count {
+        let at = At { row, head, shared, lane, first, out_row: row * time + first };
+        let together = if count - lane >= QUERIES { QUERIES } else { 1 };
+        let mut column = 0;
+        while column < head_dim {
+            // With AVX-512 there are registers for four times 16 columns of four queries.
+            let wide = V == 1 && head_dim - column >= 4 * LANES;
+            let end = if wide { column + 4 * LANES } else { (column + LANES).min(head_dim) };
+            match (together == QUERIES, wide) {
+                (true, true) => weigh::<S, V, E, QUERIES, 4>(simd, attention, scores, &scales, at, column..end, out),
+                (true, false) => weigh::<S, V, E, QUERIES, 1>(simd, attention, scores, &scales, at, column..end, out),
+                (false, true) => weigh::<S, V, E, 1, 4>(simd, attention, scores, &scales, at, column..end, out),
+                (false, false) => weigh::<S, V, E, 1, 1>(simd, attention, scores, &scales, at, column..end, out),
+            }
+            column = end;
+        }
+        lane += together;
+    }
+}
+
+/// The queries divided by the root of their width, a query a lane.
+#[inline(always)]
+fn transpose<E: Element>(
+    attention: &Attention<'_, E>,
+    [row, head, first, count]: [usize; 4],
+    out: &mut Vec<[f32; LANES]>,
+) {
+    let [_, _, _, head_dim] = attention.shape;
+    let divisor = (head_dim as f32).sqrt();
+    out.clear();
+    out.resize(head_dim.next_multiple_of(LANES), [0.0; LANES]);
+    for lane in 0..count {
+        let query = attention.query.position(row, head, first + lane, head_dim);
+        for column in 0..head_dim {
+            out[column][lane] = query[column] / divisor;
+        }
+    }
+}
+
+/// Appends the scores of keys `0..count`.
+#[inline(always)]
+fn score<S: Simd, const V: usize, E: Element>(
+    simd: S,
+    queries: &[[f32; LANES]],
+    wide: &mut Vec<[f32; LANES]>,
+    keys: &View<'_, E>,
+    [row, head, head_dim, count]: [usize; 4],
+    scores: &mut Vec<[f32; LANES]>,
+) {
+    let chunks = queries.len() / LANES;
+    wide.clear();
+    wide.resize(KEYS * chunks, [0.0; LANES]);
+    for first in (0..count).step_by(KEYS) {
+        let together = KEYS.min(count - first);
+        for key in 0..together {
+            let elements = keys.position(row, head, first + key, head_dim);
+            for chunk in 0..chunks {
+                wide[key * chunks + chunk] = lanes_at(simd, elements, chunk * LANES);
+            }
+        }
+        let mut found = [[0.0; LANES]; KEYS];
+        products::<S, V>(simd, queries, wide, &mut found);
+        scores.extend_from_slice(&found[..together]);
+    }
+}
+
+/// Products of each query with each key: as for one query, 16 partial sums, of which halves are added until one is left.
+#[inline(always)]
+fn products<S: Simd, const V: usize>(
+    simd: S,
+    queries: &[[f32; LANES]],
+    keys: &[[f32; LANES]],
+    out: &mut [[f32; LANES]; KEYS],
+) {
+    let zero = splat::<S, V>(simd, 0.0);
+    let mut ones = [zero; KEYS];
+    for one in 0..2 {
+        let mut twos = [zero; KEYS];
+        for two in 0..2 {
+            let mut fours = [zero; KEYS];
+            for four in 0..2 {
+                let lane = one + 2 * two + 4 * four;
+                let low = partial::<S, V>(simd, queries, keys, lane);
+                let high = partial::<S, V>(simd, queries, keys, lane + 8);
+                for key in 0..KEYS {
+                    let eight = add(simd, low[key], high[key]);
+                    fours[key] = if four == 0 { eight } else { add(simd, fours[key], eight) };
+                }
+            }
+            for key in 0..KEYS {
+                twos[key] = if two == 0 { fours[key] } else { add(simd, twos[key], fours[key]) };
+            }
+        }
+        for key in 0..KEYS {
+            ones[key] = if one == 0 { twos[key] } else { add(simd, ones[key], twos[key]) };
+        }
+    }
+    for key in 0..KEYS {
+        store(simd, ones[key], &mut out[key]);
+    }
+}
+
+/// The sum over columns `lane`, `lane + 16`, ... for each key.
+#[inline(always)]
+fn partial<S: Simd, const V: usize>(
+    simd: S,
+    queries: &[[f32; LANES]],
+    keys: &[[f32; LANES]],
+    lane: usize,
+) -> [Wide<S, V>; KEYS] {
+    let chunks = queries.len() / LANES;
+    let mut totals = [splat::<S, V>(simd, 0.0); KEYS];
+    for chunk in 0..chunks {
+        let query = load::<S, V>(simd, &queries[chunk * LANES + lane]);
+        for key in 0..KEYS {
+            totals[key] = mul_add(simd, query, splat(simd, keys[key * chunks + chunk][lane]), totals[key]);
+        }
+    }
+    totals
+}
+
+/// Makes scores weights that are yet to be multiplied by what it returns, one over their sum.
+#[inline(always)]
+fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [[f32; LANES]]) -> Wide<S, V> {
+    let mut most = splat::<S, V>(simd, f32::NEG_INFINITY);
+    for scores in scores.iter() {
+        most = max(simd, load(simd, scores), most);
+    }
+    // As for one query: 16 partial sums over the keys.
+    let mut partial = [[0.0; LANES]; LANES];
+    for chunk in scores.chunks_mut(LANES) {
+        for (scores, partial) in chunk.iter_mut().zip(&mut partial) {
+            let weights = exp::<S, V>(simd, sub(simd, load(simd, scores), most));
+            store(simd, weights, scores);
+            store(simd, add(simd, load(simd, partial), weights), partial);
+        }
+    }
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            let sum = add::<S, V>(simd, load(simd, &partial[lane]), load(simd, &partial[lane + half]));
+            store(simd, sum, &mut partial[lane]);
+        }
+        half /= 2;
+    }
+    div(simd, splat(simd, 1.0), load(simd, &partial[0]))
+}
+
+/// Which queries' values are added up, and where the results go.
+#[derive(Clone, Copy)]
+struct At {
+    row: usize,
+    head: usize,
+    /// Keys before the row's own.
+    shared: usize,
+    /// The first of the queries, counted from `first`.
+    lane: usize,
+    first: usize,
+    /// Row of the result that belongs to `first`.
+    out_row: usize,
+}
+
+/// The weighted sums of `C` times 16 columns of the values for `Q` queries; `columns` may end before them.
+#[allow(unsafe_code)]
+#[inline(always)]
+fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
+    simd: S,
+    attention: &Attention<'_, E>,
+    weights: &[[f32; LANES]],
+    scales: &[f32; LANES],
+    at: At,
+    columns: std::ops::Range<usize>,
+    out: Output<'_>,
+) {
+    let [_, _, _, head_dim] = attention.shape;
+    let mut totals = [[splat::<S, V>(simd, 0.0); C]; Q];
+    let (of_shared, of_own) = weights.split_at(at.shared);
+    // Keys that all queries see, and then, query by query, those that only later ones do.
+    let of_all = attention.visible(at.row, at.first + at.lane);
+    let shared = attention.shared.as_ref().map(|(segment, _)| segment.values);
+    for (values, weights) in [(shared, of_shared), (Some(attention.own.values), &of_own[..of_all])] {
+        let Some(values) = values else { continue };
+        for position in 0..weights.len() {
+            let value = values.position(at.row, at.head, position, head_dim);
+            let value = columns_at::<S, V, E, C>(simd, value, columns.start);
+            for query in 0..Q {
+                let weight = splat(simd, weights[position][at.lane + query]);
+                for chunk in 0..C {
+                    totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
+                }
+            }
+        }
+    }
+    for query in 1..Q {
+        for position in of_all..attention.visible(at.row, at.first + at.lane + query) {
+            let value = attention.own.values.position(at.row, at.head, position, head_dim);
+            let value = columns_at::<S, V, E, C>(simd, value, columns.start);
+            let weight = splat(simd, of_own[position][at.lane + query]);
+            for chunk in 0..C {
+                totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
+            }
+        }
+    }
+    for query in 0..Q {
+        let lane = at.lane + query;
+        let (column, width) = (at.head * head_dim + columns.start, columns.len());
+        // SAFETY: no other task has this row, head and query.
+        let out = unsafe { out.row_part(at.out_row + lane, column, width) };
+        for chunk in 0..C {
+            let mut lanes = [0.0; LANES];
+            store(simd, mul(simd, totals[query][chunk], splat(simd, scales[lane])), &mut lanes);
+            let (from, to) = (chunk * LANES, width.min((chunk + 1) * LANES));
+            out[from..to].copy_from_slice(&lanes[..to - from]);
+        }
+    }
+}
+
+/// `C` times 16 columns from `start` on.
+#[inline(always)]
+fn columns_at<S: Simd, const V: usize, E: Element, const C: usize>(
+    simd: S,
+    elements: &[E],
+    start: usize,
+) -> [Wide<S, V>; C] {
+    let mut columns = [splat::<S, V>(simd, 0.0); C];
+    for chunk in 0..C {
+        columns[chunk] = load(simd, &lanes_at(simd, elements, start + chunk * LANES));
+    }
+    columns
+}
