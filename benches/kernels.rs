@@ -111,17 +111,19 @@ fn linear(machine: &Machine, seconds: f64, only: &str) -> Table {
     let shapes = [(768, 2304), (768, 768), (768, 3072), (3072, 768), (768, 50_257)];
     for format in [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8] {
         for (inputs, outputs) in shapes {
+            let name = |rows: usize| format!("{inputs} to {outputs}, {format:?}, {rows} rows").to_lowercase();
+            let wanted = |rows: &usize| rows * outputs <= 4_000_000 && name(*rows).contains(only);
+            let all_rows: Vec<usize> = [1, 5, 8, 16, 32, 512].into_iter().filter(wanted).collect();
+            if all_rows.is_empty() {
+                continue;
+            }
             let first = PackedMatrix::new(random([inputs, outputs]), format);
             let bytes = first.bytes();
             let count = (MEMORY / 2).div_ceil(bytes).min(40);
             let others = (1..count).map(|_| PackedMatrix::new(random([inputs, outputs]), format));
             let copies: Vec<PackedMatrix> = std::iter::once(first).chain(others).collect();
             let bias = Tensor::zeros([outputs], &Device::flex());
-            for rows in [1, 5, 8, 16, 32, 512] {
-                let name = format!("{inputs} to {outputs}, {format:?}, {rows} rows").to_lowercase();
-                if rows * outputs > 4_000_000 || !name.contains(only) {
-                    continue;
-                }
+            for rows in all_rows {
                 let x = random([rows, inputs]);
                 let mut turn = 0;
                 let spent = time(seconds, || {
@@ -129,7 +131,7 @@ fn linear(machine: &Machine, seconds: f64, only: &str) -> Table {
                     black_box(copies[turn].linear(x.clone(), bias.clone(), None));
                 });
                 let operations = 2.0 * (rows * inputs * outputs) as f64;
-                table.add_row(cells(name, spent, bytes as f64, operations, machine));
+                table.add_row(cells(name(rows), spent, bytes as f64, operations, machine));
             }
         }
     }

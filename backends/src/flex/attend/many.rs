@@ -19,10 +19,10 @@ const QUERIES: usize = 4;
 /// What a thread keeps from task to task.
 #[derive(Default)]
 pub struct Many {
-    /// `[columns, 16]`: a column of each query, scaled; zeros up to whole lanes of columns.
-    queries: Vec<[f32; LANES]>,
-    /// `[KEYS, columns / 16, 16]`: keys in f32, filled up likewise.
-    keys: Vec<[f32; LANES]>,
+    /// `[columns / 16, 16, 16]`: a column of each query, scaled; zeros up to whole chunks of columns.
+    queries: Vec<[[f32; LANES]; LANES]>,
+    /// `[columns / 16, KEYS, 16]`: keys in f32, filled up likewise.
+    keys: Vec<[[f32; LANES]; KEYS]>,
     /// `[keys, 16]`: of each query a score, then a weight, for each key.
     scores: Vec<[f32; LANES]>,
 }
@@ -95,12 +95,13 @@ fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, 
 fn transpose<E: Element>(
     attention: &Attention<'_, E>,
     [row, head, first, count]: [usize; 4],
-    out: &mut Vec<[f32; LANES]>,
+    out: &mut Vec<[[f32; LANES]; LANES]>,
 ) {
     let [_, _, _, head_dim] = attention.shape;
     let divisor = (head_dim as f32).sqrt();
     out.clear();
-    out.resize(head_dim.next_multiple_of(LANES), [0.0; LANES]);
+    out.resize(head_dim.div_ceil(LANES), [[0.0; LANES]; LANES]);
+    let out = out.as_flattened_mut();
     for lane in 0..count {
         let query = attention.query.position(row, head, first + lane, head_dim);
         for column in 0..head_dim {
@@ -113,25 +114,27 @@ fn transpose<E: Element>(
 #[inline(always)]
 fn score<S: Simd, const V: usize, E: Element>(
     simd: S,
-    queries: &[[f32; LANES]],
-    wide: &mut Vec<[f32; LANES]>,
+    queries: &[[[f32; LANES]; LANES]],
+    wide: &mut Vec<[[f32; LANES]; KEYS]>,
     keys: &View<'_, E>,
     [row, head, head_dim, count]: [usize; 4],
     scores: &mut Vec<[f32; LANES]>,
 ) {
-    let chunks = queries.len() / LANES;
     wide.clear();
-    wide.resize(KEYS * chunks, [0.0; LANES]);
+    wide.resize(queries.len(), [[0.0; LANES]; KEYS]);
     for first in (0..count).step_by(KEYS) {
         let together = KEYS.min(count - first);
         for key in 0..together {
             let elements = keys.position(row, head, first + key, head_dim);
-            for chunk in 0..chunks {
-                wide[key * chunks + chunk] = lanes_at(simd, elements, chunk * LANES);
+            let (chunks, rest) = elements.as_chunks::<LANES>();
+            for (wide, chunk) in wide.iter_mut().zip(chunks) {
+                wide[key] = E::widen_with(simd, chunk);
+            }
+            if !rest.is_empty() {
+                wide[chunks.len()][key] = lanes_at(simd, elements, chunks.len() * LANES);
             }
         }
-        let mut found = [[0.0; LANES]; KEYS];
-        products::<S, V>(simd, queries, wide, &mut found);
+        let found = products::<S, V>(simd, queries, wide);
         scores.extend_from_slice(&found[..together]);
     }
 }
@@ -140,55 +143,60 @@ fn score<S: Simd, const V: usize, E: Element>(
 #[inline(always)]
 fn products<S: Simd, const V: usize>(
     simd: S,
-    queries: &[[f32; LANES]],
-    keys: &[[f32; LANES]],
-    out: &mut [[f32; LANES]; KEYS],
+    queries: &[[[f32; LANES]; LANES]],
+    keys: &[[[f32; LANES]; KEYS]],
+) -> [[f32; LANES]; KEYS] {
+    let mut sums = [[splat::<S, V>(simd, 0.0); LANES / 2]; KEYS];
+    // With AVX-512 there are registers for the sums of eight lanes and two keys, else for those of two lanes.
+    if V == 1 {
+        halves::<S, V, 4>(simd, queries, keys, 0, &mut sums);
+        halves::<S, V, 4>(simd, queries, keys, 4, &mut sums);
+    } else {
+        for lane in 0..LANES / 2 {
+            halves::<S, V, 1>(simd, queries, keys, lane, &mut sums);
+        }
+    }
+    let mut out = [[0.0; LANES]; KEYS];
+    for key in 0..KEYS {
+        let mut half = LANES / 4;
+        while half > 0 {
+            for lane in 0..half {
+                sums[key][lane] = add(simd, sums[key][lane], sums[key][lane + half]);
+            }
+            half /= 2;
+        }
+        store(simd, sums[key][0], &mut out[key]);
+    }
+    out
+}
+
+/// Partial sums of `L` lanes from `first` on, each added to the one eight lanes further.
+#[inline(always)]
+fn halves<S: Simd, const V: usize, const L: usize>(
+    simd: S,
+    queries: &[[[f32; LANES]; LANES]],
+    keys: &[[[f32; LANES]; KEYS]],
+    first: usize,
+    sums: &mut [[Wide<S, V>; LANES / 2]; KEYS],
 ) {
-    let zero = splat::<S, V>(simd, 0.0);
-    let mut ones = [zero; KEYS];
-    for one in 0..2 {
-        let mut twos = [zero; KEYS];
-        for two in 0..2 {
-            let mut fours = [zero; KEYS];
-            for four in 0..2 {
-                let lane = one + 2 * two + 4 * four;
-                let low = partial::<S, V>(simd, queries, keys, lane);
-                let high = partial::<S, V>(simd, queries, keys, lane + 8);
+    let mut totals = [[[splat::<S, V>(simd, 0.0); 2]; L]; KEYS];
+    for (queries, keys) in queries.iter().zip(keys) {
+        for i in 0..L {
+            for half in 0..2 {
+                let lane = first + i + half * (LANES / 2);
+                let query = load::<S, V>(simd, &queries[lane]);
                 for key in 0..KEYS {
-                    let eight = add(simd, low[key], high[key]);
-                    fours[key] = if four == 0 { eight } else { add(simd, fours[key], eight) };
+                    totals[key][i][half] = mul_add(simd, query, splat(simd, keys[key][lane]), totals[key][i][half]);
                 }
             }
-            for key in 0..KEYS {
-                twos[key] = if two == 0 { fours[key] } else { add(simd, twos[key], fours[key]) };
-            }
-        }
-        for key in 0..KEYS {
-            ones[key] = if one == 0 { twos[key] } else { add(simd, ones[key], twos[key]) };
         }
     }
     for key in 0..KEYS {
-        store(simd, ones[key], &mut out[key]);
-    }
-}
-
-/// The sum over columns `lane`, `lane + 16`, ... for each key.
-#[inline(always)]
-fn partial<S: Simd, const V: usize>(
-    simd: S,
-    queries: &[[f32; LANES]],
-    keys: &[[f32; LANES]],
-    lane: usize,
-) -> [Wide<S, V>; KEYS] {
-    let chunks = queries.len() / LANES;
-    let mut totals = [splat::<S, V>(simd, 0.0); KEYS];
-    for chunk in 0..chunks {
-        let query = load::<S, V>(simd, &queries[chunk * LANES + lane]);
-        for key in 0..KEYS {
-            totals[key] = mul_add(simd, query, splat(simd, keys[key * chunks + chunk][lane]), totals[key]);
+        for i in 0..L {
+            let [low, high] = totals[key][i];
+            sums[key][first + i] = add(simd, low, high);
         }
     }
-    totals
 }
 
 /// Makes scores weights that are yet to be multiplied by what it returns, one over their sum.
@@ -249,24 +257,15 @@ fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
     let (of_shared, of_own) = weights.split_at(at.shared);
     // Keys that all queries see, and then, query by query, those that only later ones do.
     let of_all = attention.visible(at.row, at.first + at.lane);
-    let shared = attention.shared.as_ref().map(|(segment, _)| segment.values);
-    for (values, weights) in [(shared, of_shared), (Some(attention.own.values), &of_own[..of_all])] {
-        let Some(values) = values else { continue };
-        for position in 0..weights.len() {
-            let value = values.position(at.row, at.head, position, head_dim);
-            let value = columns_at::<S, V, E, C>(simd, value, columns.start);
-            for query in 0..Q {
-                let weight = splat(simd, weights[position][at.lane + query]);
-                for chunk in 0..C {
-                    totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
-                }
-            }
-        }
+    let place = [at.row, at.head, head_dim, columns.start];
+    if let Some((segment, _)) = &attention.shared {
+        totals = add_values::<S, V, E, Q, C>(simd, &segment.values, of_shared, at.lane, place, totals);
     }
+    let values = &attention.own.values;
+    totals = add_values::<S, V, E, Q, C>(simd, values, &of_own[..of_all], at.lane, place, totals);
     for query in 1..Q {
         for position in of_all..attention.visible(at.row, at.first + at.lane + query) {
-            let value = attention.own.values.position(at.row, at.head, position, head_dim);
-            let value = columns_at::<S, V, E, C>(simd, value, columns.start);
+            let value = columns_at::<S, V, E, C>(simd, values, position, place);
             let weight = splat(simd, of_own[position][at.lane + query]);
             for chunk in 0..C {
                 totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
@@ -287,16 +286,47 @@ fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
     }
 }
 
-/// `C` times 16 columns from `start` on.
+/// Adds the weighted values of the first positions.
+#[inline(always)]
+fn add_values<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
+    simd: S,
+    values: &View<'_, E>,
+    weights: &[[f32; LANES]],
+    lane: usize,
+    place: [usize; 4],
+    mut totals: [[Wide<S, V>; C]; Q],
+) -> [[Wide<S, V>; C]; Q] {
+    for position in 0..weights.len() {
+        let value = columns_at::<S, V, E, C>(simd, values, position, place);
+        let weights = &weights[position][lane..lane + Q];
+        for query in 0..Q {
+            let weight = splat(simd, weights[query]);
+            for chunk in 0..C {
+                totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
+            }
+        }
+    }
+    totals
+}
+
+/// `C` times 16 columns of a value.
 #[inline(always)]
 fn columns_at<S: Simd, const V: usize, E: Element, const C: usize>(
     simd: S,
-    elements: &[E],
-    start: usize,
+    values: &View<'_, E>,
+    position: usize,
+    [row, head, head_dim, start]: [usize; 4],
 ) -> [Wide<S, V>; C] {
+    let value = values.position(row, head, position, head_dim);
     let mut columns = [splat::<S, V>(simd, 0.0); C];
+    if C == 1 {
+        // There may be fewer than 16.
+        columns[0] = load(simd, &lanes_at(simd, value, start));
+        return columns;
+    }
+    let value = value[start..start + C * LANES].as_chunks::<LANES>().0;
     for chunk in 0..C {
-        columns[chunk] = load(simd, &lanes_at(simd, elements, start + chunk * LANES));
+        columns[chunk] = load(simd, &E::widen_with(simd, &value[chunk]));
     }
     columns
 }
