@@ -75,10 +75,8 @@ impl Sampling {
     /// not a number.
     pub fn distribution(&self, logits: &[f32], previous: &[u32]) -> Result<Distribution> {
         self.validate()?;
-        let most = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-        if !most.is_finite() || logits.iter().any(|logit| logit.is_nan()) {
-            return Err(Error::mismatch("logits", "numbers, the largest of them finite", "others"));
-        }
+        let most = largest(logits);
+        let most = most.ok_or_else(|| Error::mismatch("logits", "numbers, the largest of them finite", "others"))?;
         if self.temperature == 0.0 && self.repetition_penalty == 1.0 {
             // The first of the largest, without a list of all.
             let best = logits.iter().position(|logit| *logit == most).unwrap_or(0);
@@ -136,6 +134,23 @@ impl Sampling {
             }
         }
     }
+}
+
+/// The largest of some numbers; none if it is not finite, or one of them is NaN.
+///
+/// A vocabulary is long, and this is done at every step: sixteen lanes, of which a compiler makes vectors.
+fn largest(numbers: &[f32]) -> Option<f32> {
+    let (chunks, rest) = numbers.as_chunks::<16>();
+    let (mut most, mut has_nan) = ([f32::NEG_INFINITY; 16], [false; 16]);
+    for chunk in chunks {
+        for lane in 0..16 {
+            most[lane] = if chunk[lane] > most[lane] { chunk[lane] } else { most[lane] };
+            has_nan[lane] |= chunk[lane].is_nan();
+        }
+    }
+    let largest = most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let is_number = !has_nan.contains(&true) && !rest.iter().any(|x| x.is_nan());
+    (is_number && largest.is_finite()).then_some(largest)
 }
 
 /// Replaces logits by the probabilities at a temperature above 0.
@@ -296,6 +311,23 @@ mod tests {
         for logits in [&[][..], &[f32::NAN, 1.0], &[f32::INFINITY, 1.0], &[f32::NEG_INFINITY]] {
             assert!(matches!(Sampling::default().distribution(logits, &[]), Err(Error::Mismatch { .. })));
         }
+    }
+
+    #[test]
+    fn the_largest_number_is_found_and_so_is_one_that_is_none() {
+        for len in [1, 15, 16, 17, 40] {
+            for at in 0..len {
+                let mut numbers = vec![-2.0; len];
+                numbers[at] = -1.0;
+                assert_eq!(largest(&numbers), Some(-1.0));
+                for bad in [f32::NAN, f32::INFINITY] {
+                    numbers[at] = bad;
+                    assert_eq!(largest(&numbers), None, "{bad} at {at} of {len}");
+                }
+            }
+            assert_eq!(largest(&vec![f32::NEG_INFINITY; len]), None);
+        }
+        assert_eq!(largest(&[]), None);
     }
 
     #[test]

@@ -176,6 +176,15 @@ fn a_narrower_cache_takes_less_and_the_deterministic_mode_gives_the_same_text() 
 }
 
 #[test]
+fn weights_of_eight_bits_write_text_and_need_kernels() {
+    let fixed = ["ROMEO:\n", "--max-new-tokens", "20", "--dtype", "int8"];
+    let output = json("generate", &fixed);
+    assert_eq!(output["completions"][0]["ids"].as_array().unwrap().len(), 20);
+    let refused = failure("generate", &[&fixed[..], &["--kernels", "off"]].concat());
+    assert!(refused.contains("int8") && refused.contains("kernels"), "{refused}");
+}
+
+#[test]
 fn compare_times_every_decoder_and_finds_them_equal() {
     let tiny = path("hf-tiny");
     let fixed = ["--model", &tiny, "--batch-size", "3", "--prompt-length", "5", "--num-samples", "2"];

@@ -7,7 +7,9 @@ use gpt2_burn::burn::module::Module;
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::generate::Generator;
-use gpt2_burn::{Activation, CacheStorage, Error, Gpt2, Gpt2Config, Logits, Threads, TokenBatch, WeightFormat};
+use gpt2_burn::{
+    Activation, CacheStorage, Checkpoint, Error, Gpt2, Gpt2Config, Logits, Threads, TokenBatch, WeightFormat,
+};
 use proptest::prelude::*;
 
 fn prepared(model: &Gpt2, format: WeightFormat) -> Gpt2 {
@@ -47,6 +49,54 @@ fn halves_are_met_within_their_precision() {
     // A file in half precision, computed in f32.
     let half = prepared(&load(common::fixture("hf-tiny-f16")), WeightFormat::F32);
     assert!(expected.differences(&half).0 < 6e-3);
+}
+
+#[test]
+fn eight_bits_are_near_and_the_same_bits_from_every_decoder() {
+    for tie_word_embeddings in [true, false] {
+        // Wide enough for several groups of weights, the last of them short.
+        let model = random_model(Gpt2Config { n_embd: 144, n_positions: 64, tie_word_embeddings, ..small_config() });
+        let fast = prepared(&model, WeightFormat::Int8);
+        let text: Vec<u32> = (0..30).map(|n| (n * 7 + n * n) % 61).collect();
+        let (logits, expected) = (logits_of(&fast, &text), logits_of(&model, &text));
+        let spread = expected.iter().flatten().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let difference = largest_difference(&logits, &expected);
+        assert!(difference > 0.0 && difference < 0.05 * spread, "{difference} of {spread}");
+
+        let request = greedy(&[text[..20].to_vec(), text[..3].to_vec(), text[..9].to_vec()], 30);
+        let outputs = DECODERS.map(|decoder| {
+            let request = gpt2_burn::generate::GenerateRequest { logprobs: Some(2), ..request.clone() };
+            Generator::new(fast.clone()).with_decoder(decoder).complete(&request).unwrap().completions
+        });
+        assert!(outputs[1] == outputs[0] && outputs[2] == outputs[0]);
+    }
+}
+
+#[test]
+fn a_model_packed_as_it_is_read_is_the_model_packed_afterwards() {
+    let formats = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
+    let files = ["hf-tiny", "hf-tiny-untied", "hf-tiny-f16", "hf-tiny-sharded", "hf-tiny-bin", "nanogpt-tiny.pt"];
+    for (file, format) in files.into_iter().flat_map(|file| formats.map(|format| (file, format))) {
+        let checkpoint = Checkpoint::open(common::fixture(file)).unwrap();
+        let as_read = checkpoint.load_prepared(&device(), format).unwrap();
+        assert!(as_read.is_prepared());
+        let afterwards = prepared(&load(common::fixture(file)), format);
+        let bits = |model: &Gpt2| -> Vec<u32> {
+            logits_of(model, &[1, 2, 3, 4, 5]).iter().flatten().map(|x| x.to_bits()).collect()
+        };
+        assert_eq!(bits(&as_read), bits(&afterwards), "{file}, {format:?}");
+    }
+}
+
+#[test]
+fn eight_bits_without_kernels_are_an_error() {
+    let device = device().autodiff();
+    let error = small_config().init(&device).unwrap().prepare(WeightFormat::Int8).unwrap_err();
+    assert!(matches!(&error, Error::Device(_)) && error.to_string().contains("Int8"), "{error}");
+    let checkpoint = Checkpoint::open(common::fixture("hf-tiny")).unwrap();
+    let error = checkpoint.load_prepared(&device, WeightFormat::Int8).unwrap_err();
+    assert!(matches!(error, Error::Device(_)), "{error}");
+    assert!(!checkpoint.load_prepared(&device, WeightFormat::F32).unwrap().is_prepared());
 }
 
 fn config() -> impl Strategy<Value = Gpt2Config> {

@@ -11,7 +11,7 @@ use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::{process_memory, reset_peak_memory};
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch};
+use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch, WeightFormat};
 
 /// Set for a process that only measures itself.
 const CHILD: &str = "GPT2_BURN_MEASURES";
@@ -50,6 +50,18 @@ fn load_and_measure(path: &Path) {
         assert!(ratio < 1.2, "{} as {dtype:?}: {taken} bytes for {weights}, {ratio:.2} x", path.display());
         println!("{} as {dtype:?}: {ratio:.3} x the weights", path.display());
         drop(model);
+    }
+    for (format, bytes) in [(WeightFormat::F32, 4.0), (WeightFormat::F16, 2.0), (WeightFormat::Int8, 1.0 + 2.0 / 64.0)]
+    {
+        let before = resident();
+        assert!(reset_peak_memory());
+        let model = Checkpoint::open(path).unwrap().load_prepared(&device(), format).unwrap();
+        let taken = (process_memory().unwrap().peak - before) as f64;
+        let weights = model.config().num_params() as f64 * bytes;
+        assert!(taken > weights / 2.0, "{taken} bytes cannot hold {weights} bytes of weights");
+        // A quarter of a small model is the size of one of its larger matrices in f32.
+        assert!(taken < 1.3 * weights, "{} as {format:?}: {taken} bytes for {weights}", path.display());
+        println!("{} packed as {format:?}: {:.3} x the weights", path.display(), taken / weights);
     }
 }
 

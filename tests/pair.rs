@@ -56,6 +56,21 @@ fn losses_and_agreement_on_held_out_text_are_those_of_the_card() {
     }
 }
 
+#[test]
+fn fewer_bits_cost_little() {
+    let ids = Tokenizer::from_bytes(TARGET.tokenizer).unwrap().encode(HELD_OUT).unwrap();
+    let loss = |format| {
+        let checkpoint = Checkpoint::from_bytes(TARGET.config, TARGET.weights).unwrap();
+        let model = checkpoint.load_prepared(&device(), format).unwrap();
+        model.perplexity(&ids, model.config().n_positions, |_| {}).unwrap().loss
+    };
+    let exact = loss(WeightFormat::F32);
+    for (format, most) in [(WeightFormat::F16, 0.001), (WeightFormat::Int8, 0.01)] {
+        let more = loss(format) / exact - 1.0;
+        assert!(more != 0.0 && more < most, "{format:?}: {:.3}% more loss", 100.0 * more);
+    }
+}
+
 /// What `transformers` computed, see `fixtures/make_pair_expected.py`.
 #[derive(serde::Deserialize)]
 struct Recorded {

@@ -18,6 +18,7 @@ mod flex;
 mod matrix;
 #[cfg_attr(not(feature = "flex"), allow(unused_variables))] // nothing is dispatched to where there is no backend
 mod ops;
+mod pages;
 mod threads;
 
 use burn::tensor::{DType, Device};

@@ -1,9 +1,10 @@
 //! [`Gpt2Ops`] on burn's own tensors.
 
 use burn::backend::Dispatch;
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData, bf16, f16};
 
-use crate::ops::{GROUP, Gelu, Gpt2Ops, TILE};
+use crate::ops::{GROUP, Gelu, Gpt2Ops, QUAD, TILE};
+use crate::pages::zeroed;
 
 /// Whether there are kernels for a device; without them, matrices had better not be packed. The CPU has them if it has
 /// AVX2 with FMA, AVX-512 or NEON; a device that records gradients has none.
@@ -51,6 +52,7 @@ pub struct PackedMatrix {
 }
 
 /// See [`Gpt2Ops`].
+#[allow(clippy::large_enum_variant)] // all matrices of a model are of one format
 #[derive(Clone, Debug)]
 enum Elements {
     /// `[tiles, inputs, 32]`.
@@ -110,12 +112,16 @@ impl PackedMatrix {
 
     fn empty([inputs, outputs]: [usize; 2], format: WeightFormat, device: &Device) -> Self {
         let tiles = outputs.div_ceil(TILE);
+        let (words, scales) = ([tiles, inputs.div_ceil(QUAD), TILE], [tiles, inputs.div_ceil(GROUP), TILE]);
+        let floats = |zeros: TensorData| Elements::Float(Tensor::from_data(zeros, (device, format.float())));
         let elements = match format {
+            WeightFormat::F32 => floats(zeros::<f32>([tiles, inputs, TILE])),
+            WeightFormat::F16 => floats(zeros::<f16>([tiles, inputs, TILE])),
+            WeightFormat::Bf16 => floats(zeros::<bf16>([tiles, inputs, TILE])),
             WeightFormat::Int8 => Elements::Int8 {
-                weights: Tensor::zeros([tiles, inputs.div_ceil(4), TILE], (device, DType::I32)),
-                scales: Tensor::zeros([tiles, inputs.div_ceil(GROUP), TILE], (device, DType::F16)),
+                weights: Tensor::from_data(zeros::<i32>(words), (device, DType::I32)),
+                scales: Tensor::from_data(zeros::<f16>(scales), (device, DType::F16)),
             },
-            _ => Elements::Float(Tensor::zeros([tiles, inputs, TILE], (device, format.float()))),
         };
         Self { elements, inputs, outputs }
     }
@@ -186,6 +192,10 @@ impl PackedMatrix {
             }
         })
     }
+}
+
+fn zeros<E: Element + bytemuck::Zeroable>(shape: [usize; 3]) -> TensorData {
+    TensorData::new(zeroed::<E>(shape.iter().product()), shape)
 }
 
 impl Elements {

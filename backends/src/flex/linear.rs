@@ -16,6 +16,7 @@ use super::output::Output;
 use super::prefetch::prefetch_behind;
 use super::schedule::{Group, for_tiles, split};
 use crate::ops::TILE;
+use crate::pages::zeroed;
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MOST_ROWS: usize = 12;
@@ -33,7 +34,7 @@ pub fn packed_len(inputs: usize, outputs: usize) -> usize {
 
 /// Puts a matrix into tiles: `at(input, output)` is an element; columns behind the last are 0.
 pub fn pack<E: Element>(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> E + Sync) -> Vec<E> {
-    let mut tiles = vec![E::zeroed(); packed_len(inputs, outputs)];
+    let mut tiles = zeroed(packed_len(inputs, outputs));
     tiles.par_chunks_exact_mut(TILE * inputs.max(1)).enumerate().for_each(|(tile, elements)| {
         let columns = TILE.min(outputs - tile * TILE);
         for (input, row) in elements.chunks_exact_mut(TILE).enumerate() {

@@ -14,6 +14,9 @@ pub(crate) const TILE: usize = 32;
 /// Inputs of a column of a quantized matrix that have a scale in common.
 pub(crate) const GROUP: usize = 64;
 
+/// Inputs of a column of a quantized matrix that are in one word.
+pub(crate) const QUAD: usize = 4;
+
 /// The forms of the Gaussian error linear unit (Hendrycks and Gimpel, 2016).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {

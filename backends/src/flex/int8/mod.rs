@@ -10,14 +10,10 @@ mod linear;
 mod rows;
 mod weights;
 
-/// Inputs that have a scale in common.
-pub(super) use crate::ops::GROUP;
+pub(super) use crate::ops::{GROUP, QUAD};
 pub use dot::Multiplier;
 pub use linear::linear;
 pub use weights::{Quantized, quantize};
-
-/// Inputs that are multiplied and added by one instruction, and lie in one 32-bit word, the first in its lowest byte.
-pub const QUAD: usize = 4;
 
 /// Quads of a group.
 const QUADS: usize = GROUP / QUAD;

@@ -42,13 +42,13 @@ impl Rows {
         let Some(size) = groups.first().map(|group| group.rows).filter(|_| inputs > 0) else {
             return Self { quads, scales, starts, inputs };
         };
-        let work = |((x, quads), (scales, starts)): ((&[f32], &mut [i32]), (&mut [f32], &mut [i32]))| {
-            arch.dispatch(Round { x, inputs, quads, scales, starts });
-        };
-        let x = x.par_chunks(size * inputs).zip(quads.par_chunks_mut(size * of_row));
+        let rounded = quads.par_chunks_mut(size * of_row);
         let of_groups = scales.par_chunks_mut(size * scales_of_row).zip(starts.par_chunks_mut(size * scales_of_row));
+        let work = x.par_chunks(size * inputs).zip(rounded).zip(of_groups);
         let least = (WORTH_THREADS / (size * inputs)).max(1);
-        x.zip(of_groups).with_min_len(least).for_each(work);
+        work.with_min_len(least).for_each(|((x, quads), (scales, starts))| {
+            arch.dispatch(Round { x, inputs, quads, scales, starts });
+        });
         Self { quads, scales, starts, inputs }
     }
 
@@ -86,9 +86,8 @@ impl WithSimd for Round<'_> {
                 let (words, scale, sum) = round(&filled);
                 self.scales[group * rows + row] = scale;
                 self.starts[group * rows + row] = -OFFSET * sum;
-                for quad in 0..x.len().div_ceil(QUAD) {
-                    self.quads[(group * QUADS + quad) * rows + row] = words[quad];
-                }
+                let quads = self.quads[group * QUADS * rows + row..].iter_mut().step_by(rows);
+                quads.zip(&words[..x.len().div_ceil(QUAD)]).for_each(|(quad, word)| *quad = *word);
             }
         }
     }

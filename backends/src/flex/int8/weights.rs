@@ -6,6 +6,7 @@ use rayon::prelude::*;
 use super::{GROUP, QUAD, QUADS};
 use crate::flex::element::Element;
 use crate::ops::TILE;
+use crate::pages::zeroed;
 
 /// What is added to a weight, so that its byte has no sign.
 pub const OFFSET: i32 = 128;
@@ -57,13 +58,14 @@ impl<'a> Quantized<'a> {
 pub fn quantize(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> (Vec<i32>, Vec<f16>) {
     let (of_column, groups) = (inputs.div_ceil(QUAD), inputs.div_ceil(GROUP));
     let tiles = outputs.div_ceil(TILE);
-    let mut quads = vec![i32::from_le_bytes([OFFSET as u8; QUAD]); tiles * of_column * TILE];
-    let mut scales = vec![f16::ZERO; tiles * groups * TILE];
+    let mut quads = zeroed::<i32>(tiles * of_column * TILE);
+    let mut scales = zeroed::<f16>(tiles * groups * TILE);
     if inputs == 0 {
         return (quads, scales);
     }
     let tiles = quads.par_chunks_exact_mut(of_column * TILE).zip(scales.par_chunks_exact_mut(groups * TILE));
     tiles.enumerate().for_each(|(tile, (quads, scales))| {
+        quads.fill(i32::from_le_bytes([OFFSET as u8; QUAD]));
         let groups = quads.as_chunks_mut::<TILE>().0.chunks_mut(QUADS).zip(scales.as_chunks_mut::<TILE>().0);
         for (group, (quads, scales)) in groups.enumerate() {
             let columns = TILE.min(outputs - tile * TILE);
