@@ -23,7 +23,7 @@ mod threads;
 
 use burn::tensor::{DType, Device};
 
-pub use matrix::{PackedMatrix, WeightFormat, attend, attend_shared, has_kernels};
+pub use matrix::{PackedMatrix, WeightFormat, append, attend, attend_shared, has_kernels};
 pub use ops::{Gelu, Gpt2Ops};
 pub use threads::Threads;
 

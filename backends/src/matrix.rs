@@ -217,6 +217,22 @@ impl Elements {
     }
 }
 
+/// Writes new keys or values, `[B, H, T, D]`, into the buffer of a cache, `[B, H, C, D]`: of row `b`, the first `counts[b]`
+/// positions go to `starts[b]..starts[b] + counts[b]`. A buffer that nothing else refers to is written in place.
+///
+/// # Panics
+///
+/// If shapes or element types do not fit.
+pub fn append(buffer: Tensor<4>, new: Tensor<4>, starts: &[usize], counts: &[usize]) -> Tensor<4> {
+    let ([batch, heads, _, head_dim], [rows, of_buffer, capacity, width]) = (new.dims(), buffer.dims());
+    assert_eq!([batch, heads, head_dim], [rows, of_buffer, width], "rows, heads and width of the buffer");
+    assert_eq!([starts.len(), counts.len()], [batch, batch], "rows with a start and a count");
+    let fits = |(start, count): (&usize, &usize)| start + count <= capacity && *count <= new.dims()[2];
+    assert!(starts.iter().zip(counts).all(fits), "{counts:?} new positions from {starts:?} on, of {capacity}");
+    let (buffer, new) = (buffer.into_dispatch(), new.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Gpt2Ops>::append(buffer, new, starts.to_vec(), counts.to_vec()))
+}
+
 /// `softmax(q k^T / sqrt D) v` over keys in place in a cache.
 ///
 /// # Shapes
@@ -403,6 +419,26 @@ mod tests {
             query_is_split in any::<bool>(),
         ) {
             check_attention(Sizes { heads, time, head_dim, shared, spare, past }, dtype, query_is_split);
+        }
+    }
+
+    #[test]
+    fn appending_is_that_of_the_default_body_and_happens_in_place() {
+        let (heads, capacity, head_dim) = (3, 20, 8);
+        for (starts, counts) in [(vec![4, 4], vec![5, 5]), (vec![0, 13], vec![7, 2]), (vec![20, 3], vec![0, 1])] {
+            for dtype in [DType::F32, DType::F16] {
+                let buffer = || random([2, heads, capacity, head_dim]).cast(dtype);
+                let (left, new) = (buffer(), random([2, 7, heads, head_dim]).cast(dtype).swap_dims(1, 2));
+                let expected = default::append::<Flex>(flex(&left), flex(&new), starts.clone(), counts.clone());
+                let expected = Tensor::<4>::from_primitive::<Flex>(expected);
+                let copied = append(left.clone(), new.clone(), &starts, &counts);
+                assert_eq!(copied.into_data(), expected.clone().into_data());
+                let start = |tensor: &Tensor<4>| flex(tensor).bytes().as_ptr();
+                let before = start(&left);
+                let written = append(left, new, &starts, &counts);
+                assert_eq!(start(&written), before);
+                assert_eq!(written.into_data(), expected.into_data());
+            }
         }
     }
 

@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use crate::backends::{append, has_kernels};
 use crate::model::attention::Segment;
 
 /// The buffers of one layer, `[rows, heads, capacity, head_dim]` each; none before the first append to a growing
@@ -124,6 +125,9 @@ fn is_uniform(lens: &[usize]) -> bool {
 
 /// `buffer[b, :, lens[b]..lens[b] + new_lens[b]] = new[b, :, ..new_lens[b]]`.
 fn assign(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
+    if has_kernels(&buffer.device()) {
+        return append(buffer, new, lens, new_lens);
+    }
     let [batch, heads, _, head_dim] = new.dims();
     if is_uniform(lens) && is_uniform(new_lens) {
         let positions = lens[0]..lens[0] + new_lens[0];

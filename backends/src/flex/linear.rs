@@ -21,6 +21,9 @@ use crate::pages::zeroed;
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MOST_ROWS: usize = 12;
 
+/// Inputs of which the elements of a group of rows lie in the nearest cache while they are interleaved.
+const INTERLEAVED: usize = 256;
+
 /// Groups of rows from which on a tile of halves is widened once for all of them, and not in each of their products.
 const WORTH_WIDENING: usize = 6;
 
@@ -109,9 +112,11 @@ fn interleave(x: &[f32], groups: &[Group], inputs: usize) -> Option<Vec<f32>> {
     let mut elements = vec![0.0; x.len()];
     elements.par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs)).for_each(|(to, from)| {
         let rows = from.len() / inputs;
-        for (row, from) in from.chunks_exact(inputs).enumerate() {
-            for (to, from) in to[row..].iter_mut().step_by(rows).zip(from) {
-                *to = *from;
+        for first in (0..inputs).step_by(INTERLEAVED) {
+            let count = INTERLEAVED.min(inputs - first);
+            for row in 0..rows {
+                let to = to[first * rows + row..].iter_mut().step_by(rows);
+                to.zip(&from[row * inputs + first..][..count]).for_each(|(to, from)| *to = *from);
             }
         }
     });
@@ -178,13 +183,17 @@ fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
 #[inline(always)]
 fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<'_, E>, weights: &[[W; TILE]]) {
     let inputs = task.weights.inputs;
-    for group in task.groups {
+    for (turn, group) in task.groups.iter().enumerate() {
         let x = &task.interleaved[group.first * inputs..][..group.rows * inputs];
         macro_rules! for_rows {
             ($($rows:literal)*) => {
                 match group.rows {
                     $($rows => {
-                        let sums = product::<S, W, V, $rows>(simd, x.as_chunks().0, weights);
+                        let sums = match turn {
+                            0 => product::<S, W, V, $rows, true>(simd, x.as_chunks().0, weights),
+                            // By now the tile is near.
+                            _ => product::<S, W, V, $rows, false>(simd, x.as_chunks().0, weights),
+                        };
                         // SAFETY: tasks differ in their tile or in their groups of rows.
                         unsafe { task.epilogue.write(simd, sums, [group.first, task.tile], task.out) };
                     })*
@@ -198,14 +207,16 @@ fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<
 
 /// Sums of `R` rows and the columns of a tile, in the order of the inputs.
 #[inline(always)]
-fn product<S: Simd, E: Element, const V: usize, const R: usize>(
+fn product<S: Simd, E: Element, const V: usize, const R: usize, const FROM_MEMORY: bool>(
     simd: S,
     x: &[[f32; R]],
     weights: &[[E; TILE]],
 ) -> [[f32; TILE]; R] {
     let mut sums = [[simd.splat_f32s(0.0); V]; R];
     for (x, weights) in x.iter().zip(weights) {
-        prefetch_behind(weights);
+        if FROM_MEMORY {
+            prefetch_behind(weights);
+        }
         let weights = E::widen_with(simd, weights);
         let (weights, _) = S::as_simd_f32s(&weights);
         for row in 0..R {

@@ -2,6 +2,7 @@
 
 use pulp::{Arch, Simd, WithSimd};
 
+mod append;
 pub mod attend;
 pub mod element;
 mod epilogue;

@@ -7,6 +7,7 @@ use burn::tensor::{DType, TensorData, bf16, f16};
 use pulp::Arch;
 use rayon::prelude::*;
 
+use super::append::append;
 use super::attend::{Attention, Segment, View, attend};
 use super::element::Element;
 use super::epilogue::Epilogue;
@@ -123,6 +124,16 @@ impl Gpt2Ops for Flex {
         let [tiles, _, _] = weights.shape().dims();
         let matrix = Quantized::new(elements(&weights), elements(&scales), [inputs, tiles * TILE]);
         rows_of(&integers(&ids), inputs, |id| matrix.column(id))
+    }
+
+    fn append(mut buffer: Tensor, new: Tensor, starts: Vec<usize>, counts: Vec<usize>) -> Tensor {
+        let [_, heads, capacity, head_dim] = buffer.shape().dims();
+        let is_whole = buffer.is_contiguous() && buffer.layout().start_offset() == 0;
+        with_element!(buffer.dtype(), E if is_whole && new.dtype() == buffer.dtype() => {
+            let new = rows_contiguous(new);
+            append::<E>(buffer.storage_mut(), [heads, capacity, head_dim], view(&new), &starts, &counts);
+            buffer
+        }, _ => default::append::<Self>(buffer, new, starts, counts))
     }
 
     fn attend(query: Tensor, keys: Tensor, values: Tensor, past: IntTensor<Self>) -> Tensor {

@@ -69,6 +69,28 @@ pub fn packed_columns<B: Backend>(tiles: FloatTensor<B>, ids: IntTensor<B>) -> F
     B::float_transpose(B::float_select(matrix, 1, ids))
 }
 
+/// See [`Gpt2Ops::append`](super::Gpt2Ops::append).
+pub fn append<B: Backend>(
+    buffer: FloatTensor<B>,
+    new: FloatTensor<B>,
+    starts: Vec<usize>,
+    counts: Vec<usize>,
+) -> FloatTensor<B> {
+    let [batch, heads, _, head_dim] = new.shape().dims();
+    let all = |rows: std::ops::Range<usize>, positions: std::ops::Range<usize>| {
+        [rows, 0..heads, positions, 0..head_dim].map(Slice::from)
+    };
+    let is_uniform = |lens: &[usize]| lens.iter().all(|len| *len == lens[0]);
+    if batch > 0 && is_uniform(&starts) && is_uniform(&counts) {
+        let new = B::float_slice(new, &all(0..batch, 0..counts[0]));
+        return B::float_slice_assign(buffer, &all(0..batch, starts[0]..starts[0] + counts[0]), new);
+    }
+    (0..batch).fold(buffer, |buffer, row| {
+        let part = B::float_slice(new.clone(), &all(row..row + 1, 0..counts[row]));
+        B::float_slice_assign(buffer, &all(row..row + 1, starts[row]..starts[row] + counts[row]), part)
+    })
+}
+
 /// See [`Gpt2Ops::attend`](super::Gpt2Ops::attend).
 pub fn attend<B: Backend>(
     query: FloatTensor<B>,

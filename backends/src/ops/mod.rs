@@ -106,6 +106,17 @@ pub trait Gpt2Ops: Backend {
         default_int8::columns::<Self>(weights, scales, ids, inputs)
     }
 
+    /// Writes new keys or values, `[B, H, T, D]`, into the buffer of a cache, `[B, H, C, D]` and of the same element type: of
+    /// row `b`, the first `counts[b]` positions go to `starts[b]..starts[b] + counts[b]`.
+    fn append(
+        buffer: FloatTensor<Self>,
+        new: FloatTensor<Self>,
+        starts: Vec<usize>,
+        counts: Vec<usize>,
+    ) -> FloatTensor<Self> {
+        default::append::<Self>(buffer, new, starts, counts)
+    }
+
     /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of
     /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`.
     fn attend(

@@ -29,7 +29,8 @@ pub struct View<'a, E> {
 }
 
 impl<'a, E> View<'a, E> {
-    fn position(&self, row: usize, head: usize, position: usize, head_dim: usize) -> &'a [E] {
+    /// One position of one head.
+    pub fn position(&self, row: usize, head: usize, position: usize, head_dim: usize) -> &'a [E] {
         let [of_row, of_head, of_position] = self.strides;
         &self.elements[self.start + row * of_row + head * of_head + position * of_position..][..head_dim]
     }
