@@ -4,6 +4,7 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
+mod contexts;
 mod error;
 pub mod generate;
 mod guard;

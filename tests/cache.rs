@@ -221,6 +221,31 @@ fn bytes_are_the_closed_form() {
 }
 
 #[test]
+fn each_row_has_its_own_number_of_logits() {
+    let model = random_model(small_config());
+    let texts = [vec![1, 2, 3, 4, 5, 6], vec![7, 8, 9], vec![9, 10, 11, 12]];
+    let all: Vec<_> = texts.iter().map(|text| logits_of(&model, text)).collect();
+    for storage in STORAGES {
+        for counts in [[4, 1, 2], [1, 2, 3], [2, 2, 2], [1, 1, 1]] {
+            let mut cache = model.cache(storage, 3, 10).unwrap();
+            append(&model, &mut cache, &texts.clone().map(|text| text[..1].to_vec()), Logits::Last);
+            let new = texts.clone().map(|text| text[1..].to_vec());
+            let tokens = TokenBatch::new(&new, &model).unwrap();
+            let logits = rows(model.forward_ragged(&tokens, &mut cache, &counts).unwrap());
+            let expected = (0..3).flat_map(|row| &all[row][texts[row].len() - counts[row]..]);
+            assert_eq!(logits.len(), counts.iter().sum::<usize>());
+            logits.iter().zip(expected).for_each(|(logits, expected)| assert_same(logits, expected));
+        }
+        let mut cache = model.cache(storage, 2, 10).unwrap();
+        let tokens = TokenBatch::new(&[vec![1_u32, 2], vec![3]], &model).unwrap();
+        for counts in [&[1][..], &[1, 2], &[0, 1], &[3, 1], &[]] {
+            let error = model.forward_ragged(&tokens, &mut cache, counts).unwrap_err();
+            assert!(matches!(error, Error::Mismatch { .. }) && cache.is_empty(), "{error}");
+        }
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_an_error_and_changes_nothing() {
     let model = random_model(small_config());
     for storage in STORAGES {

@@ -4,10 +4,10 @@ use std::collections::VecDeque;
 
 use web_time::Instant;
 
-use super::decode::Decoding;
 use super::text::TextTail;
 use super::{Completion, ContextEnd, FinishReason, GenerateRequest, Generator, Output, Report};
 use super::{TokenEvent, TokenLogprobs};
+use crate::contexts::{Contexts, RowLogits};
 use crate::sampling::{Purpose, log_softmax, uniform};
 use crate::{Error, Result};
 
@@ -18,7 +18,7 @@ pub struct Generation<'a> {
     generator: &'a Generator,
     request: GenerateRequest,
     prompts: Vec<Vec<u32>>,
-    decoding: Decoding<'a>,
+    contexts: Contexts<'a>,
     /// All rows; at first there is one a prompt, after prefill one a completion.
     rows: Vec<Row<'a>>,
     /// Rows that go on, in the order of the decoder's rows.
@@ -66,8 +66,8 @@ impl<'a> Generation<'a> {
         let n_positions = generator.model.config().n_positions;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
-        let decoding =
-            Decoding::new(&generator.model, &generator.decoder, prompts.len(), capacity, generator.cache_dtype())?;
+        let storage = generator.decoder.storage();
+        let contexts = Contexts::new(&generator.model, storage, capacity, generator.cache_dtype())?;
         let report = Report {
             decoder: generator.decoder.clone(),
             prompt_tokens: prompts.iter().map(Vec::len).sum(),
@@ -77,7 +77,7 @@ impl<'a> Generation<'a> {
             generator,
             request: request.clone(),
             prompts,
-            decoding,
+            contexts,
             rows: Vec::new(),
             live: Vec::new(),
             state: State::Prefill,
@@ -158,15 +158,14 @@ impl<'a> Generation<'a> {
     fn step(&mut self) -> Result<()> {
         let started = Instant::now();
         let is_prefill = self.state == State::Prefill;
-        let vocab_size = self.generator.model.config().vocab_size;
         let logits = if is_prefill { self.prefill()? } else { self.decode()? };
-        self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
-        let computed = self.decoding.computed();
+        self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes());
+        let computed = self.contexts.computed();
         (self.report.computed_tokens, self.report.padding_tokens) = (computed.tokens, computed.padding);
         self.state = State::Decode;
         let live = std::mem::take(&mut self.live);
-        for (&row, logits) in live.iter().zip(logits.chunks_exact(vocab_size)) {
-            self.choose(row, logits)?;
+        for (at, &row) in live.iter().enumerate() {
+            self.extend(row, logits.row(at))?;
         }
         let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
         self.live = kept.iter().map(|&at| live[at]).collect();
@@ -174,8 +173,9 @@ impl<'a> Generation<'a> {
             self.state = State::Done;
         } else {
             // A finished row costs nothing more.
-            self.decoding.gather(&kept)?;
-            self.report.kv_bytes = self.report.kv_bytes.max(self.decoding.kv_bytes());
+            self.contexts.gather(&kept)?;
+            self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes());
+            self.cut_back()?;
         }
         let seconds = started.elapsed().as_secs_f64();
         if is_prefill {
@@ -188,32 +188,44 @@ impl<'a> Generation<'a> {
     }
 
     /// Computes each prompt once; then there is a row for each sample.
-    fn prefill(&mut self) -> Result<Vec<f32>> {
-        let samples = self.request.num_samples;
-        let windows: Vec<&[u32]> = self.rows.iter().step_by(samples).map(Row::window).collect();
-        let logits = self.decoding.next_logits(&windows)?;
-        self.live = (0..self.rows.len()).collect();
-        if samples == 1 {
-            return Ok(logits);
-        }
+    fn prefill(&mut self) -> Result<RowLogits> {
+        let windows: Vec<&[u32]> = self.rows.iter().step_by(self.request.num_samples).map(Row::window).collect();
+        let mut logits = self.contexts.logits(&windows, &vec![1; windows.len()])?;
         let of_prompt: Vec<usize> = self.rows.iter().map(|row| row.prompt_index).collect();
-        self.decoding.gather(&of_prompt)?;
-        let vocab_size = self.generator.model.config().vocab_size;
-        let logits = logits.chunks_exact(vocab_size).flat_map(|row| std::iter::repeat_n(row, samples)).flatten();
-        Ok(logits.copied().collect())
+        self.contexts.gather(&of_prompt)?;
+        logits.gather(&of_prompt);
+        self.live = (0..self.rows.len()).collect();
+        Ok(logits)
     }
 
-    fn decode(&mut self) -> Result<Vec<f32>> {
+    fn decode(&mut self) -> Result<RowLogits> {
         for at in 0..self.live.len() {
             let row = &self.rows[self.live[at]];
             let start = self.slide_start(row.tokens.len(), row.window_start);
             if start != row.window_start {
                 self.rows[self.live[at]].window_start = start;
-                self.decoding.restart(at)?;
+                self.contexts.truncate(at, 0)?;
             }
         }
         let windows: Vec<&[u32]> = self.live.iter().map(|&row| self.rows[row].window()).collect();
-        self.decoding.next_logits(&windows)
+        self.contexts.logits(&windows, &vec![1; windows.len()])
+    }
+
+    /// Lets the contexts of all rows that go on hold what stands before their newest tokens, and no more.
+    fn cut_back(&mut self) -> Result<()> {
+        let lens = self.live.iter().map(|&row| self.rows[row].window().len() - 1);
+        lens.enumerate().try_for_each(|(at, len)| self.contexts.truncate(at, len))
+    }
+
+    /// Chooses a row's next tokens, one for each position with logits, until it ends.
+    fn extend<'l>(&mut self, index: usize, logits: impl Iterator<Item = &'l [f32]>) -> Result<()> {
+        for logits in logits {
+            self.choose(index, logits)?;
+            if self.rows[index].finish.is_some() {
+                break;
+            }
+        }
+        Ok(())
     }
 
     /// Chooses a row's next token and tells of it.

@@ -2,13 +2,13 @@
 //!
 //! There is one loop, in [`Generation`]. Decoders differ in how they obtain the logits of the next position.
 
-pub(crate) mod decode;
+mod decoder;
 mod generation;
 mod output;
 mod request;
 mod text;
 
-pub use decode::Decoder;
+pub use decoder::Decoder;
 pub use generation::Generation;
 pub use output::{Completion, FinishReason, Output, Report, TokenEvent, TokenLogprobs};
 pub use request::{ContextEnd, GenerateRequest, Prompt, Stop};

@@ -1,7 +1,7 @@
 //! Whether a decoder gives naive decoding's tokens.
 
-use crate::generate::Generator;
-use crate::generate::decode::Decoding;
+use crate::contexts::Contexts;
+use crate::generate::{GenerateRequest, Generator, Stop};
 use crate::perplexity::chunks;
 use crate::sampling::Sampling;
 use crate::{Error, Gpt2, Result};
@@ -109,7 +109,7 @@ fn check_row(
         let wanted = output.len();
         output.truncate(found.step);
         output.push(found.id);
-        continue_greedily(generator, row, prompt, &mut output, wanted)?;
+        continue_greedily(generator, prompt, &mut output, wanted)?;
     }
     Ok(())
 }
@@ -142,38 +142,29 @@ fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) ->
 
 /// The decoder's own logits behind `fed`, computed as it does: the prompt, then a token at a time.
 fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f32>> {
-    let mut decoding = decoding(generator, prompt.len() + fed.len())?;
-    let mut window = prompt.to_vec();
-    let mut logits = decoding.next_logits(&[&window])?;
-    for &id in fed {
-        window.push(id);
-        logits = decoding.next_logits(&[&window])?;
+    let model = generator.model();
+    let capacity = (prompt.len() + fed.len()).min(model.config().n_positions);
+    let mut contexts = Contexts::new(model, generator.decoder().storage(), capacity, generator.cache_dtype())?;
+    let text = [prompt, fed].concat();
+    let mut last = Vec::new();
+    for end in prompt.len()..=text.len() {
+        let logits = contexts.logits(&[&text[..end]], &[1])?;
+        last = logits.row(0).flatten().copied().collect();
     }
-    Ok(logits)
+    Ok(last)
 }
 
 /// Lets the decoder go on behind `output` until that has `wanted` tokens.
-fn continue_greedily(
-    generator: &Generator,
-    row: usize,
-    prompt: &[u32],
-    output: &mut Vec<u32>,
-    wanted: usize,
-) -> Result<()> {
-    let mut decoding = decoding(generator, prompt.len() + wanted)?;
-    let mut window = [prompt, output].concat();
-    while output.len() < wanted {
-        let id = likeliest(&decoding.next_logits(&[&window])?, row, window.len())?;
-        window.push(id);
-        output.push(id);
-    }
+fn continue_greedily(generator: &Generator, prompt: &[u32], output: &mut Vec<u32>, wanted: usize) -> Result<()> {
+    let request = GenerateRequest {
+        max_new_tokens: wanted - output.len(),
+        sampling: Sampling::greedy(),
+        stop: Stop { ignore_eos: true, ..Stop::default() },
+        ..GenerateRequest::new([[prompt, output].concat()])
+    };
+    let completions = generator.complete(&request)?.completions;
+    output.extend(completions.into_iter().flat_map(|completion| completion.ids));
     Ok(())
-}
-
-fn decoding(generator: &Generator, tokens: usize) -> Result<Decoding<'_>> {
-    let model = generator.model();
-    let capacity = tokens.min(model.config().n_positions);
-    Decoding::new(model, generator.decoder(), 1, capacity, generator.cache_dtype())
 }
 
 fn likeliest(logits: &[f32], row: usize, position: usize) -> Result<u32> {

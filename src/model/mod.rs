@@ -11,6 +11,7 @@ mod gelu;
 mod linear;
 mod mlp;
 mod prepare;
+mod ragged;
 mod span;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,155 @@
+//! [`Contexts`]: a model at work on the rows of a batch, with what it keeps of them.
+//!
+//! Everything that decodes goes through [`Contexts::logits`]: prefill, plain steps, verification of drafts, and draft
+//! models.
+
+use std::ops::Range;
+
+use burn::tensor::DType;
+
+use crate::{CacheStorage, Error, Gpt2, KvCache, Result, TokenBatch};
+
+/// What a model knows of the rows' windows, which are the tokens that stand in the context.
+pub struct Contexts<'a> {
+    model: &'a Gpt2,
+    /// None: naive, nothing is kept.
+    storage: Option<CacheStorage>,
+    capacity: usize,
+    dtype: DType,
+    /// Made with the first logits, so that what it costs is a part of what they cost.
+    cache: Option<KvCache>,
+    computed: Computed,
+}
+
+/// What has gone through the model.
+#[derive(Clone, Copy, Default)]
+pub struct Computed {
+    pub tokens: usize,
+    /// Places behind the ends of rows that were shorter than others in their forward.
+    pub padding: usize,
+}
+
+impl Computed {
+    fn add(&mut self, rows: &[&[u32]]) {
+        let tokens: usize = rows.iter().map(|row| row.len()).sum();
+        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
+        self.tokens += tokens;
+        self.padding += rows.len() * longest - tokens;
+    }
+}
+
+/// Logits behind some tokens of each row, on the host.
+pub struct RowLogits {
+    values: Vec<f32>,
+    vocab_size: usize,
+    /// Which of the positions in `values` are each row's.
+    rows: Vec<Range<usize>>,
+}
+
+impl RowLogits {
+    fn new(values: Vec<f32>, vocab_size: usize, counts: &[usize]) -> Self {
+        let starts = counts.iter().scan(0, |end, count| {
+            *end += count;
+            Some(*end - count..*end)
+        });
+        Self { values, vocab_size, rows: starts.collect() }
+    }
+
+    /// Those of a row, `[vocab_size]` for each of its positions.
+    pub fn row(&self, row: usize) -> impl Iterator<Item = &[f32]> {
+        let Range { start, end } = self.rows[row].clone();
+        self.values[start * self.vocab_size..end * self.vocab_size].chunks_exact(self.vocab_size)
+    }
+
+    /// Makes row `i` what row `rows[i]` was.
+    pub fn gather(&mut self, rows: &[usize]) {
+        self.rows = rows.iter().map(|&row| self.rows[row].clone()).collect();
+    }
+}
+
+impl<'a> Contexts<'a> {
+    /// For rows of up to `capacity` tokens; a cache, stored as `storage` says, holds their keys and values in `dtype`.
+    pub fn new(model: &'a Gpt2, storage: Option<CacheStorage>, capacity: usize, dtype: DType) -> Result<Self> {
+        if storage.is_some() && model.is_deterministic() && dtype != DType::F32 {
+            let what = "element type of the cache in the deterministic mode";
+            return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
+        }
+        Ok(Self { model, storage, capacity, dtype, cache: None, computed: Computed::default() })
+    }
+
+    /// Logits behind the last `counts[b]` tokens of each row's window. What of a window is in the cache before those is
+    /// not computed again; what else the cache holds of the row is forgotten.
+    pub fn logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
+        let Some(storage) = self.storage else { return self.naive_logits(windows, counts) };
+        self.make_cache(storage, windows.len())?;
+        for (row, (window, count)) in windows.iter().zip(counts).enumerate() {
+            self.truncate(row, window.len() - count)?;
+        }
+        self.refill(windows, counts)?;
+        let Some(cache) = &mut self.cache else { unreachable!("it was made") };
+        let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
+        self.computed.add(&new);
+        let logits = self.model.forward_ragged(&TokenBatch::new(&new, self.model)?, cache, counts)?; // [N, V]
+        self.on_host(logits, counts)
+    }
+
+    fn naive_logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
+        let capacity = self.model.config().n_positions;
+        let mut cache = self.model.cache(CacheStorage::Growing, windows.len(), capacity)?;
+        self.computed.add(windows);
+        let logits = self.model.forward_ragged(&TokenBatch::new(windows, self.model)?, &mut cache, counts)?; // [N, V]
+        self.on_host(logits, counts)
+    }
+
+    fn on_host(&self, logits: burn::tensor::Tensor<2>, counts: &[usize]) -> Result<RowLogits> {
+        let values = logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))?;
+        Ok(RowLogits::new(values, self.model.config().vocab_size, counts))
+    }
+
+    fn make_cache(&mut self, storage: CacheStorage, batch: usize) -> Result<()> {
+        if self.cache.is_none() {
+            let (config, device) = (self.model.config(), self.model.device());
+            self.cache = Some(KvCache::new(config, storage, batch, self.capacity, self.dtype, &device)?);
+        }
+        Ok(())
+    }
+
+    /// Computes rows that start anew beside others that go on, up to the tokens whose logits are wanted, by themselves:
+    /// in one forward with the others, each of those would cost as much as they do.
+    fn refill(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<()> {
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let starts = |row: &usize| cache.len(*row) == 0 && windows[*row].len() > counts[*row];
+        let rows: Vec<usize> = (0..windows.len()).filter(starts).collect();
+        if rows.is_empty() || rows.len() == windows.len() {
+            return Ok(());
+        }
+        let heads: Vec<&[u32]> = rows.iter().map(|&row| &windows[row][..windows[row].len() - counts[row]]).collect();
+        let longest = heads.iter().map(|head| head.len()).max().unwrap_or(1);
+        let device = self.model.device();
+        let mut filled =
+            KvCache::new(self.model.config(), CacheStorage::Growing, rows.len(), longest, cache.dtype(), &device)?;
+        self.computed.add(&heads);
+        self.model.hidden_states(&TokenBatch::new(&heads, self.model)?, &mut filled)?;
+        rows.iter().enumerate().try_for_each(|(from, &row)| cache.copy_row(row, &filled, from))
+    }
+
+    /// Makes row `i` what row `rows[i]` was.
+    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.gather(rows))
+    }
+
+    /// Forgets what is known of a row behind its first `len` tokens.
+    pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, len.min(cache.len(row))))
+    }
+
+    /// What has gone through the model.
+    pub fn computed(&self) -> Computed {
+        self.computed
+    }
+
+    /// Bytes that the cache has reserved.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.bytes().reserved)
+    }
+}

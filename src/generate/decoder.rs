@@ -1,0 +1,41 @@
+//! [`Decoder`]: how the logits of the next positions are obtained.
+
+use std::fmt;
+
+use crate::CacheStorage;
+
+/// How tokens are computed. Which tokens does not depend on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Decoder {
+    /// The whole sequence again at each step.
+    Naive,
+    /// Only the new token, with the keys and values of the others from a cache.
+    Kv(CacheStorage),
+}
+
+impl Decoder {
+    /// How its cache is stored; none if it has no cache.
+    pub fn storage(&self) -> Option<CacheStorage> {
+        match self {
+            Self::Naive => None,
+            Self::Kv(storage) => Some(*storage),
+        }
+    }
+}
+
+impl Default for Decoder {
+    fn default() -> Self {
+        Self::Kv(CacheStorage::default())
+    }
+}
+
+impl fmt::Display for Decoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Naive => "naive",
+            Self::Kv(CacheStorage::Growing) => "kv-growing",
+            Self::Kv(CacheStorage::Preallocated) => "kv-preallocated",
+        })
+    }
+}
