@@ -4,6 +4,8 @@
 //!     cargo run --release --example generate -- --model gpt2 --num-samples 3 "Hello, I'm a language model,"
 //!     cargo run --release --example generate -- --prompt-ids 37,11,12 --model tests/fixtures/hf-tiny --json
 //!
+//!     cargo run --release --example generate -- --draft embedded --draft-len auto "ROMEO:"
+//!
 //! nanoGPT's spellings (`--init_from`, `--start`, `--max_new_tokens`, ...) are understood.
 
 mod common;
@@ -12,7 +14,8 @@ use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
-use common::model::{FloatType, ModelArgs};
+use common::draft::{self, DraftArgs};
+use common::model::{ModelArgs, FloatType};
 use common::{Failure, Switch, prompts::PromptArgs};
 use gpt2_burn::CacheStorage;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
@@ -27,9 +30,12 @@ struct Args {
     prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// How tokens are computed; none of the decoders changes which
-    #[arg(long, value_enum, default_value = "kv")]
-    decoder: DecoderName,
+    /// How tokens are computed; which they are depends on it only when sampling, with --acceptance rejection. Default: kv, or
+    /// speculative if there is a --draft
+    #[arg(long, value_enum)]
+    decoder: Option<DecoderName>,
+    #[command(flatten)]
+    draft: DraftArgs,
     /// How the cache holds keys and values
     #[arg(long, value_enum, default_value = "preallocated")]
     cache: CacheName,
@@ -83,6 +89,7 @@ struct Args {
 enum DecoderName {
     Naive,
     Kv,
+    Speculative,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -106,10 +113,15 @@ fn context_end(text: &str) -> Result<ContextEnd, String> {
 
 impl Args {
     fn decoder(&self) -> Decoder {
-        match (self.decoder, self.cache) {
-            (DecoderName::Naive, _) => Decoder::Naive,
-            (DecoderName::Kv, CacheName::Preallocated) => Decoder::Kv(CacheStorage::Preallocated),
-            (DecoderName::Kv, CacheName::Growing) => Decoder::Kv(CacheStorage::Growing),
+        let storage = match self.cache {
+            CacheName::Preallocated => CacheStorage::Preallocated,
+            CacheName::Growing => CacheStorage::Growing,
+        };
+        let default = if self.draft.draft.is_some() { DecoderName::Speculative } else { DecoderName::Kv };
+        match self.decoder.unwrap_or(default) {
+            DecoderName::Naive => Decoder::Naive,
+            DecoderName::Kv => Decoder::Kv(storage),
+            DecoderName::Speculative => self.draft.decoder(storage),
         }
     }
 
@@ -143,6 +155,10 @@ fn generate(args: &Args) -> Result<(), Failure> {
     let (model, tokenizer) = args.model.load()?;
     let model = model.with_determinism(args.deterministic)?;
     let mut generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
+    if let Decoder::Speculative(_) = generator.decoder() {
+        let draft = args.draft.load_on(&args.model, &args.model.device()?, args.deterministic)?;
+        generator = generator.with_draft(draft)?;
+    }
     if let Some(dtype) = args.cache_dtype {
         generator = generator.with_cache_dtype(dtype.into())?;
     }
@@ -206,8 +222,10 @@ fn print_stream(
 
 fn speed(report: &Report) -> String {
     let per_token = report.seconds_per_token().map_or(String::new(), |s| format!(", {:.1} ms per token", s * 1e3));
+    let speculation = report.speculation.as_ref();
+    let speculation = speculation.map_or(String::new(), |report| format!("\n{}", draft::summary(report, None)));
     format!(
-        "[{}] {} prompt tokens in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB",
+        "[{}] {} prompt tokens in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB{speculation}",
         report.decoder,
         report.prompt_tokens,
         report.prefill_seconds,
@@ -230,6 +248,7 @@ fn as_json(output: &Output) -> serde_json::Value {
         })
     };
     let report = &output.report;
+    let [rounds, drafted, accepted] = draft::counts(report);
     json!({
         "completions": output.completions.iter().map(completion).collect::<Vec<_>>(),
         "stats": {
@@ -238,6 +257,11 @@ fn as_json(output: &Output) -> serde_json::Value {
             "prefill_seconds": report.prefill_seconds,
             "decode_seconds": report.decode_seconds,
             "kv_bytes": report.kv_bytes,
+            "rounds": rounds,
+            "drafted": drafted,
+            "accepted": accepted,
+            "acceptance_rate": report.speculation.as_ref().and_then(|speculation| speculation.acceptance_rate()),
+            "speculation": report.speculation.as_ref().map(|speculation| draft::figures(speculation, None)),
         },
     })
 }

@@ -5,7 +5,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Tensor};
 
 use crate::{CacheStorage, Error, Gpt2, KvCache, Result, TokenBatch};
 
@@ -82,15 +82,42 @@ impl<'a> Contexts<'a> {
     pub fn logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
         let Some(storage) = self.storage else { return self.naive_logits(windows, counts) };
         self.make_cache(storage, windows.len())?;
-        for (row, (window, count)) in windows.iter().zip(counts).enumerate() {
-            self.truncate(row, window.len() - count)?;
-        }
+        self.cut_to(windows, counts)?;
         self.refill(windows, counts)?;
         let Some(cache) = &mut self.cache else { unreachable!("it was made") };
         let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
         self.computed.add(&new);
         let logits = self.model.forward_ragged(&TokenBatch::new(&new, self.model)?, cache, counts)?; // [N, V]
         self.on_host(logits, counts)
+    }
+
+    /// Logits behind each row's window that the model's first `layers` layers and its head give.
+    ///
+    /// The keys and values of what they compute are in those layers of the cache only. So the rows have to be truncated to
+    /// what they held before, ere the other layers have a turn.
+    pub fn exit_logits(&mut self, windows: &[&[u32]], layers: usize) -> Result<RowLogits> {
+        let counts = vec![1; windows.len()];
+        self.cut_to(windows, &counts)?;
+        let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
+        let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
+        let logits = self.model.forward_exit(&TokenBatch::new(&new, self.model)?, cache, layers)?; // [B, V]
+        self.on_host(logits, &counts)
+    }
+
+    /// Fills the rows with tokens, whose logits nobody wants.
+    pub fn fill(&mut self, windows: &[&[u32]]) -> Result<()> {
+        let Some(storage) = self.storage else { return Ok(()) };
+        self.make_cache(storage, windows.len())?;
+        let Some(cache) = &mut self.cache else { unreachable!("it was made") };
+        self.computed.add(windows);
+        self.model.hidden_states(&TokenBatch::new(windows, self.model)?, cache)?;
+        Ok(())
+    }
+
+    /// Forgets what the cache holds behind the tokens before those whose logits are wanted.
+    fn cut_to(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<()> {
+        let mut lens = windows.iter().zip(counts).map(|(window, count)| window.len() - count).enumerate();
+        lens.try_for_each(|(row, len)| self.truncate(row, len))
     }
 
     fn naive_logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
@@ -101,7 +128,7 @@ impl<'a> Contexts<'a> {
         self.on_host(logits, counts)
     }
 
-    fn on_host(&self, logits: burn::tensor::Tensor<2>, counts: &[usize]) -> Result<RowLogits> {
+    fn on_host(&self, logits: Tensor<2>, counts: &[usize]) -> Result<RowLogits> {
         let values = logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))?;
         Ok(RowLogits::new(values, self.model.config().vocab_size, counts))
     }
@@ -141,6 +168,21 @@ impl<'a> Contexts<'a> {
     /// Forgets what is known of a row behind its first `len` tokens.
     pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
         self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, len.min(cache.len(row))))
+    }
+
+    /// Whether nothing was computed yet.
+    pub fn is_new(&self) -> bool {
+        self.cache.is_none()
+    }
+
+    /// Tokens of a row that are known; 0 before the first logits.
+    pub fn len(&self, row: usize) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.len(row))
+    }
+
+    /// Most tokens that a row can have.
+    pub fn capacity(&self) -> usize {
+        self.capacity
     }
 
     /// What has gone through the model.

@@ -129,6 +129,21 @@ pub enum Error {
         position: usize,
     },
 
+    /// A draft model produced a logit that is not a number.
+    #[error("the draft's logits for prompt {prompt}, sample {sample}, position {position} are not finite")]
+    DraftNotFinite {
+        /// Index of the prompt.
+        prompt: usize,
+        /// Index of the sample of that prompt.
+        sample: usize,
+        /// Position of the token that they were to propose.
+        position: usize,
+    },
+
+    /// Speculative decoding was asked for, and nothing makes drafts.
+    #[error("speculative decoding needs a draft: see `Generator::with_draft`")]
+    NoDraft,
+
     /// Text was given or asked for, and there is no tokenizer.
     #[error("{what} needs a tokenizer, and this model has none: give token ids instead")]
     NoTokenizer {

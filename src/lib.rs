@@ -12,6 +12,7 @@ pub mod measure;
 pub mod model;
 pub mod perplexity;
 pub mod sampling;
+pub mod speculative;
 mod summary;
 pub mod tokenizer;
 

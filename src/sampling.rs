@@ -182,6 +182,29 @@ impl Distribution {
         &self.probs
     }
 
+    /// The distribution that has only this token.
+    pub fn certain(id: u32) -> Self {
+        Self { ids: vec![id], probs: vec![1.0] }
+    }
+
+    /// Where this distribution exceeds another: `max(0, p - q)`, made to add up to 1 (Leviathan et al., 2023, section
+    /// 2.3). If it nowhere does, as only two equal ones do, it is this one.
+    pub fn residual(&self, other: &Self) -> Self {
+        let mut others = other.ids.iter().zip(&other.probs).peekable();
+        let exceeds = |(&id, &p): (&u32, &f64)| {
+            while others.next_if(|(other, _)| **other < id).is_some() {}
+            let q = others.next_if(|(other, _)| **other == id).map_or(0.0, |(_, q)| *q);
+            (p > q).then_some((id, p - q))
+        };
+        let (ids, mut probs): (Vec<u32>, Vec<f64>) = self.ids.iter().zip(&self.probs).filter_map(exceeds).unzip();
+        if ids.is_empty() {
+            return self.clone();
+        }
+        let total: f64 = probs.iter().sum();
+        probs.iter_mut().for_each(|prob| *prob /= total);
+        Self { ids, probs }
+    }
+
     /// The probability of a token.
     pub fn prob(&self, id: u32) -> f64 {
         self.ids.binary_search(&id).map_or(0.0, |index| self.probs[index])
@@ -213,6 +236,12 @@ pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
 pub enum Purpose {
     /// Drawing a token from the model's distribution.
     Token,
+    /// Drawing a token of a draft.
+    Draft,
+    /// Deciding whether a token of a draft is accepted.
+    Accept,
+    /// Drawing the token that stands for one that was not.
+    Residual,
 }
 
 /// A number in [0, 1), as a pure function of where it is used.
@@ -223,6 +252,9 @@ pub enum Purpose {
 pub fn uniform(seed: u64, stream: u64, position: u64, purpose: Purpose) -> f64 {
     let purpose = match purpose {
         Purpose::Token => 0_u64,
+        Purpose::Draft => 1,
+        Purpose::Accept => 2,
+        Purpose::Residual => 3,
     };
     let mut key = [0; 32];
     for (bytes, part) in key.chunks_exact_mut(8).zip([seed, stream, position, purpose]) {
@@ -344,12 +376,29 @@ mod tests {
     }
 
     #[test]
+    fn a_residual_is_what_exceeds() {
+        let distribution = |weights: [f32; 4]| Sampling::default().distribution(&weights.map(f32::ln), &[]).unwrap();
+        let p = distribution([0.1, 0.2, 0.3, 0.4]);
+        let rest = p.residual(&distribution([0.4, 0.1, 0.3, 0.2]));
+        assert_eq!(rest.ids(), [1, 3]);
+        assert!((rest.prob(1) - 1.0 / 3.0).abs() < 1e-6 && (rest.prob(3) - 2.0 / 3.0).abs() < 1e-6);
+        assert_eq!(p.residual(&p), p, "nothing exceeds itself");
+        let without = p.residual(&Distribution::certain(2));
+        assert_eq!(without.ids(), [0, 1, 3]);
+        assert!((without.prob(3) - 4.0 / 7.0).abs() < 1e-6);
+        assert_eq!(Distribution::certain(5).residual(&p).ids(), [5]);
+    }
+
+    #[test]
     fn random_numbers_depend_on_each_of_their_coordinates() {
         let at = |seed, stream, position| uniform(seed, stream, position, Purpose::Token);
         assert_eq!(at(1, 2, 3), at(1, 2, 3));
         assert_ne!(at(1, 2, 3), at(2, 2, 3));
         assert_ne!(at(1, 2, 3), at(1, 3, 3));
         assert_ne!(at(1, 2, 3), at(1, 2, 4));
+        let purposes = [Purpose::Token, Purpose::Draft, Purpose::Accept, Purpose::Residual];
+        let drawn = purposes.map(|purpose| uniform(1, 2, 3, purpose).to_bits());
+        assert_eq!(drawn.iter().collect::<std::collections::HashSet<_>>().len(), 4);
     }
 
     proptest! {

@@ -1,6 +1,7 @@
 //! What the examples share: which model, on which device, and how prompts and flags are read.
 #![allow(dead_code)] // no example uses all of it
 
+pub mod draft;
 pub mod model;
 pub mod prompts;
 

@@ -127,8 +127,18 @@ impl ModelArgs {
 
     /// Loads a draft of that name, onto the same device and in the same type; `embedded` is the small one of the pair.
     pub fn load_draft(&self, name: &str) -> Result<Gpt2, Failure> {
+        self.load_draft_on(name, &self.device()?)
+    }
+
+    /// Loads a draft of that name, in the same type; `embedded` is the small one of the pair.
+    pub fn load_draft_on(&self, name: &str, device: &Device) -> Result<Gpt2, Failure> {
         let (checkpoint, _) = find(name, &gpt2_burn_pair::DRAFT)?;
-        self.load_prepared(&checkpoint, &self.device()?)
+        self.load_prepared(&checkpoint, device)
+    }
+
+    /// Whether the model is the embedded target, which has a draft beside it.
+    pub fn is_embedded(&self) -> bool {
+        self.init_from.as_deref().unwrap_or(&self.model) == "embedded"
     }
 
     fn load_prepared(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Gpt2, Failure> {

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use crate::CacheStorage;
+use crate::speculative::Speculation;
 
 /// How tokens are computed. Which tokens does not depend on it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -12,6 +13,10 @@ pub enum Decoder {
     Naive,
     /// Only the new token, with the keys and values of the others from a cache.
     Kv(CacheStorage),
+    /// As that, but several tokens at once, which a [draft](super::Generator::with_draft) proposes. Ids are the same if they
+    /// are greedy or matched; under [`Acceptance::Rejection`](crate::speculative::Acceptance::Rejection) their distribution
+    /// is.
+    Speculative(Speculation),
 }
 
 impl Decoder {
@@ -20,6 +25,7 @@ impl Decoder {
         match self {
             Self::Naive => None,
             Self::Kv(storage) => Some(*storage),
+            Self::Speculative(speculation) => Some(speculation.storage),
         }
     }
 }
@@ -36,6 +42,7 @@ impl fmt::Display for Decoder {
             Self::Naive => "naive",
             Self::Kv(CacheStorage::Growing) => "kv-growing",
             Self::Kv(CacheStorage::Preallocated) => "kv-preallocated",
+            Self::Speculative(_) => "speculative",
         })
     }
 }

@@ -5,10 +5,13 @@ use std::collections::VecDeque;
 use web_time::Instant;
 
 use super::text::TextTail;
-use super::{Completion, ContextEnd, FinishReason, GenerateRequest, Generator, Output, Report};
+use super::{Completion, ContextEnd, Decoder, FinishReason, GenerateRequest, Generator, Output, Report};
 use super::{TokenEvent, TokenLogprobs};
-use crate::contexts::{Contexts, RowLogits};
+use crate::contexts::Contexts;
 use crate::sampling::{Purpose, log_softmax, uniform};
+use crate::speculative::proposer::{DraftRow, Proposal, Rules};
+use crate::speculative::verifier::Verified;
+use crate::speculative::{Judged, Speculating, SpeculationReport};
 use crate::{Error, Result};
 
 /// A request being worked off: an iterator of tokens, in the order in which they are made.
@@ -19,6 +22,8 @@ pub struct Generation<'a> {
     request: GenerateRequest,
     prompts: Vec<Vec<u32>>,
     contexts: Contexts<'a>,
+    /// None: no row ever has a draft.
+    speculating: Option<Speculating<'a>>,
     /// All rows; at first there is one a prompt, after prefill one a completion.
     rows: Vec<Row<'a>>,
     /// Rows that go on, in the order of the decoder's rows.
@@ -55,6 +60,11 @@ impl Row<'_> {
         &self.tokens[self.window_start..]
     }
 
+    /// The random stream that it draws from.
+    fn stream(&self, request: &GenerateRequest) -> u64 {
+        request.first_stream.wrapping_add(self.sample as u64)
+    }
+
     fn new_tokens(&self) -> usize {
         self.tokens.len() - self.prompt_tokens
     }
@@ -68,8 +78,19 @@ impl<'a> Generation<'a> {
         let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
         let storage = generator.decoder.storage();
         let contexts = Contexts::new(&generator.model, storage, capacity, generator.cache_dtype())?;
+        let speculating = match (&generator.decoder, &generator.draft) {
+            (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
+            (Decoder::Speculative(speculation), Some(draft)) => {
+                let acceptance = speculation.acceptance;
+                let rules = Rules { sampling: request.sampling, seed: request.seed, acceptance };
+                let (model, cache_dtype) = (&generator.model, generator.cache_dtype);
+                Some(Speculating::new(*speculation, draft, rules, model, capacity, cache_dtype)?)
+            }
+            _ => None,
+        };
         let report = Report {
             decoder: generator.decoder.clone(),
+            speculation: speculating.as_ref().and(generator.draft.as_ref()).map(SpeculationReport::new),
             prompt_tokens: prompts.iter().map(Vec::len).sum(),
             ..Report::default()
         };
@@ -78,6 +99,7 @@ impl<'a> Generation<'a> {
             request: request.clone(),
             prompts,
             contexts,
+            speculating,
             rows: Vec::new(),
             live: Vec::new(),
             state: State::Prefill,
@@ -154,18 +176,19 @@ impl<'a> Generation<'a> {
         }
     }
 
-    /// Computes the next logits of all rows that go on, and chooses a token for each.
+    /// Computes the next logits of all rows that go on, and chooses a token for each; or more, where a draft is right.
     fn step(&mut self) -> Result<()> {
         let started = Instant::now();
         let is_prefill = self.state == State::Prefill;
-        let logits = if is_prefill { self.prefill()? } else { self.decode()? };
-        self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes());
+        let before = self.report.new_tokens;
+        let verified = if is_prefill { self.prefill()? } else { self.decode()? };
+        self.note_kv_bytes();
         let computed = self.contexts.computed();
         (self.report.computed_tokens, self.report.padding_tokens) = (computed.tokens, computed.padding);
         self.state = State::Decode;
         let live = std::mem::take(&mut self.live);
         for (at, &row) in live.iter().enumerate() {
-            self.extend(row, logits.row(at))?;
+            self.extend(row, verified.row(at))?;
         }
         let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
         self.live = kept.iter().map(|&at| live[at]).collect();
@@ -174,7 +197,8 @@ impl<'a> Generation<'a> {
         } else {
             // A finished row costs nothing more.
             self.contexts.gather(&kept)?;
-            self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes());
+            self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.gather(&kept))?;
+            self.note_kv_bytes();
             self.cut_back()?;
         }
         let seconds = started.elapsed().as_secs_f64();
@@ -183,61 +207,115 @@ impl<'a> Generation<'a> {
         } else {
             self.report.decode_seconds += seconds;
             self.report.step_seconds.push(seconds);
+            let tokens = self.report.new_tokens - before;
+            if let Some((speculating, report)) = self.speculating.as_mut().zip(self.report.speculation.as_mut()) {
+                speculating.note_step(seconds, tokens, report);
+            }
         }
         Ok(())
     }
 
+    fn note_kv_bytes(&mut self) {
+        let of_draft = self.speculating.as_ref().map_or(0, Speculating::kv_bytes);
+        self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes() + of_draft);
+    }
+
     /// Computes each prompt once; then there is a row for each sample.
-    fn prefill(&mut self) -> Result<RowLogits> {
+    fn prefill(&mut self) -> Result<Verified> {
         let windows: Vec<&[u32]> = self.rows.iter().step_by(self.request.num_samples).map(Row::window).collect();
         let mut logits = self.contexts.logits(&windows, &vec![1; windows.len()])?;
         let of_prompt: Vec<usize> = self.rows.iter().map(|row| row.prompt_index).collect();
         self.contexts.gather(&of_prompt)?;
         logits.gather(&of_prompt);
         self.live = (0..self.rows.len()).collect();
-        Ok(logits)
+        Ok(Verified::plain(logits, self.rows.len()))
     }
 
-    fn decode(&mut self) -> Result<RowLogits> {
+    /// Drafts, if there is something that makes them, and what the target says about them.
+    fn decode(&mut self) -> Result<Verified> {
         for at in 0..self.live.len() {
             let row = &self.rows[self.live[at]];
             let start = self.slide_start(row.tokens.len(), row.window_start);
             if start != row.window_start {
                 self.rows[self.live[at]].window_start = start;
                 self.contexts.truncate(at, 0)?;
+                self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.truncate(at, 0))?;
             }
         }
+        let drafts = self.drafts()?;
+        let started = Instant::now();
         let windows: Vec<&[u32]> = self.live.iter().map(|&row| self.rows[row].window()).collect();
-        self.contexts.logits(&windows, &vec![1; windows.len()])
+        let verified = Verified::new(&mut self.contexts, &windows, drafts)?;
+        if let Some(speculating) = &mut self.speculating {
+            speculating.note_verified(started.elapsed().as_secs_f64());
+        }
+        Ok(verified)
+    }
+
+    /// A draft for each row, of no more tokens than the context has room for, and than can be wanted besides the one that
+    /// the target adds.
+    fn drafts(&mut self) -> Result<Vec<Vec<Proposal>>> {
+        let Some((speculating, report)) = self.speculating.as_mut().zip(self.report.speculation.as_mut()) else {
+            return Ok(vec![Vec::new(); self.live.len()]);
+        };
+        let request = &self.request;
+        let n_positions = self.generator.model.config().n_positions;
+        let row = |&row: &usize| {
+            let row = &self.rows[row];
+            let wanted = request.max_new_tokens - row.new_tokens() - 1;
+            DraftRow {
+                prompt_index: row.prompt_index,
+                sample: row.sample,
+                stream: row.stream(request),
+                tokens: &row.tokens,
+                prompt_tokens: row.prompt_tokens,
+                window_start: row.window_start,
+                len: wanted.min(n_positions - row.window().len()),
+            }
+        };
+        speculating.propose(self.live.iter().map(row).collect(), &mut self.contexts, report)
     }
 
     /// Lets the contexts of all rows that go on hold what stands before their newest tokens, and no more.
     fn cut_back(&mut self) -> Result<()> {
         let lens = self.live.iter().map(|&row| self.rows[row].window().len() - 1);
-        lens.enumerate().try_for_each(|(at, len)| self.contexts.truncate(at, len))
+        for (at, len) in lens.enumerate() {
+            self.contexts.truncate(at, len)?;
+            self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.truncate(at, len))?;
+        }
+        Ok(())
     }
 
-    /// Chooses a row's next tokens, one for each position with logits, until it ends.
-    fn extend<'l>(&mut self, index: usize, logits: impl Iterator<Item = &'l [f32]>) -> Result<()> {
-        for logits in logits {
-            self.choose(index, logits)?;
-            if self.rows[index].finish.is_some() {
+    /// Chooses a row's next tokens, one for each position with logits, until it ends or a proposal was wrong.
+    fn extend<'l>(
+        &mut self,
+        index: usize,
+        positions: impl Iterator<Item = (Option<&'l Proposal>, &'l [f32])>,
+    ) -> Result<()> {
+        for (at, (proposal, logits)) in positions.enumerate() {
+            let accepted = self.choose(index, at, proposal, logits)?;
+            if !accepted || self.rows[index].finish.is_some() {
                 break;
             }
         }
         Ok(())
     }
 
-    /// Chooses a row's next token and tells of it.
-    fn choose(&mut self, index: usize, logits: &[f32]) -> Result<()> {
+    /// Chooses a row's next token, which may be what was proposed, and tells of it; returns whether it is that.
+    fn choose(&mut self, index: usize, at: usize, proposal: Option<&Proposal>, logits: &[f32]) -> Result<bool> {
         let request = &self.request;
         let row = &mut self.rows[index];
         let (prompt_index, sample, position) = (row.prompt_index, row.sample, row.tokens.len());
         // The parameters have been checked: only the logits can be at fault.
         let distribution = request.sampling.distribution(logits, &row.tokens);
         let distribution = distribution.map_err(|_| Error::NotFinite { prompt: prompt_index, sample, position })?;
-        let stream = request.first_stream.wrapping_add(sample as u64);
-        let id = distribution.sample(uniform(request.seed, stream, position as u64, Purpose::Token));
+        let stream = row.stream(request);
+        let random = |purpose| uniform(request.seed, stream, position as u64, purpose);
+        let judged = self.speculating.as_mut().zip(self.report.speculation.as_mut()).zip(proposal);
+        let Judged { id, accepted } = match judged {
+            Some(((speculating, report), proposal)) => speculating.judge(at, proposal, &distribution, random, report),
+            None => Judged { id: distribution.sample(random(Purpose::Token)), accepted: false },
+        };
         row.tokens.push(id);
         self.report.new_tokens += 1;
         let logprobs = request.logprobs.map(|top| logprobs(logits, id, top));
@@ -264,7 +342,7 @@ impl<'a> Generation<'a> {
         }
         row.text += &text;
         self.events.push_back(TokenEvent { prompt_index, sample, id, text, logprobs, finish: row.finish });
-        Ok(())
+        Ok(accepted)
     }
 }
 

@@ -15,6 +15,7 @@ pub use request::{ContextEnd, GenerateRequest, Prompt, Stop};
 
 use burn::tensor::DType;
 
+use crate::speculative::Draft;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Gpt2, Result};
 
@@ -44,12 +45,13 @@ pub struct Generator {
     tokenizer: Option<Tokenizer>,
     decoder: Decoder,
     cache_dtype: Option<DType>,
+    draft: Option<Draft>,
 }
 
 impl Generator {
     /// A generator without a tokenizer that decodes with a preallocated cache.
     pub fn new(model: Gpt2) -> Self {
-        Self { model, tokenizer: None, decoder: Decoder::default(), cache_dtype: None }
+        Self { model, tokenizer: None, decoder: Decoder::default(), cache_dtype: None, draft: None }
     }
 
     /// With a tokenizer, prompts can be text, and text comes out.
@@ -60,6 +62,17 @@ impl Generator {
     /// How tokens are computed; none of the decoders changes which.
     pub fn with_decoder(self, decoder: Decoder) -> Self {
         Self { decoder, ..self }
+    }
+
+    /// What makes drafts for [`Decoder::Speculative`]; the other decoders need none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if a draft model has another vocabulary, or an exit is behind the last layer;
+    /// [`Error::TokenOutOfRange`] if a script has tokens that the model does not know.
+    pub fn with_draft(self, draft: Draft) -> Result<Self> {
+        draft.check(&self.model)?;
+        Ok(Self { draft: Some(draft), ..self })
     }
 
     /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
@@ -81,6 +94,11 @@ impl Generator {
     /// The model.
     pub fn model(&self) -> &Gpt2 {
         &self.model
+    }
+
+    /// What makes drafts, if there is something.
+    pub fn draft(&self) -> Option<&Draft> {
+        self.draft.as_ref()
     }
 
     /// The tokenizer, if there is one.

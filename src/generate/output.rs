@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Decoder;
+use crate::speculative::SpeculationReport;
 use crate::summary::median;
 
 /// Why a completion ended.
@@ -105,10 +106,13 @@ pub struct Report {
     pub prefill_seconds: f64,
     /// Seconds of everything after that: the sum of the steps'.
     pub decode_seconds: f64,
-    /// Seconds of each decode step after that, in order; a step gives every live row a token.
+    /// Seconds of each decode step after that, in order; a step gives every live row a token, and more if a draft is
+    /// accepted.
     pub step_seconds: Vec<f64>,
-    /// Most bytes that the key-value cache had reserved; 0 without one.
+    /// Most bytes that the key-value cache had reserved, and a draft model's; 0 without one.
     pub kv_bytes: usize,
+    /// What drafts were worth; none if there were none.
+    pub speculation: Option<SpeculationReport>,
 }
 
 impl Report {
@@ -117,9 +121,14 @@ impl Report {
         per_second(self.new_tokens, self.prefill_seconds + self.decode_seconds)
     }
 
-    /// Median seconds of a decode step, which is the time per output token of each row; none if there was no step.
+    /// The time per output token of each row: median seconds of a decode step, or mean ones over the mean number of tokens
+    /// that a row got in it, where drafts make that another than 1. None if there was no step.
     pub fn seconds_per_token(&self) -> Option<f64> {
-        median(&self.step_seconds)
+        let tokens = self.speculation.as_ref().and_then(SpeculationReport::tokens_per_round);
+        match tokens {
+            Some(tokens) => Some(self.decode_seconds / self.step_seconds.len() as f64 / tokens),
+            None => median(&self.step_seconds),
+        }
     }
 }
 

@@ -7,6 +7,7 @@ mod apart;
 pub(crate) mod attention;
 mod block;
 mod cast;
+mod exit;
 mod gelu;
 mod linear;
 mod mlp;
@@ -222,7 +223,7 @@ impl Gpt2 {
         self.check_in_place()?;
         tokens.check(self)?;
         cache.check_append(self, tokens.new_lens())?;
-        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache)))
+        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len())))
     }
 
     /// Kernels wake other threads less often from a thread among them.
@@ -230,14 +231,15 @@ impl Gpt2 {
         if self.is_prepared() { Threads::enter(work) } else { work() }
     }
 
-    fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Tensor<3> {
+    /// The first `layers` blocks and the final norm.
+    fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
         let [batch, time] = tokens.ids().dims();
         let width = self.config.n_embd;
         let span = Span::new(cache.lens(), tokens, self);
 
         let x = self.embed(tokens.ids(), span.positions()); // [B, T, d]
         let mut x = x.reshape([batch * time, width]); // [B T, d]
-        for (layer, block) in self.h.iter().enumerate() {
+        for (layer, block) in self.h.iter().take(layers).enumerate() {
             x = block.forward(x, &span, cache, layer); // [B T, d]
         }
         cache.advance(tokens.new_lens());

@@ -1,0 +1,136 @@
+//! Drafts that a model makes token by token: a draft model with a cache of its own, and the target's first layers.
+
+use super::proposer::{DraftRow, Proposal, Proposer, Rules};
+use crate::contexts::{Computed, Contexts, RowLogits};
+use crate::{CacheStorage, Error, Gpt2, Result};
+
+/// Proposes `lens[b]` tokens for each row: `logits` gives those behind windows, `choose` makes proposals of them.
+///
+/// All rows go through the model together. One that waits, since it wants no draft or a shorter one, computes its last
+/// token again; `held[b]` tokens of its window are known when it begins.
+fn propose_each(
+    rows: &[DraftRow<'_>],
+    lens: &[usize],
+    held: &[usize],
+    mut logits: impl FnMut(&[&[u32]]) -> Result<RowLogits>,
+    choose: impl Fn(&DraftRow<'_>, &[u32], &[f32]) -> Result<Proposal>,
+) -> Result<Vec<Vec<Proposal>>> {
+    let mut drafts = vec![Vec::new(); rows.len()];
+    let mut texts: Vec<Vec<u32>> = rows.iter().map(|row| row.tokens.to_vec()).collect();
+    let end = |row: usize| if lens[row] > 0 { texts[row].len() } else { rows[row].window_start + held[row].max(1) };
+    let mut ends: Vec<usize> = (0..rows.len()).map(end).collect();
+    for at in 0..lens.iter().copied().max().unwrap_or(0) {
+        let windows = rows.iter().zip(&texts).zip(&ends).map(|((row, text), &end)| &text[row.window_start..end]);
+        let logits = logits(&windows.collect::<Vec<_>>())?;
+        for row in (0..rows.len()).filter(|&row| lens[row] > at) {
+            let proposal = choose(&rows[row], &texts[row], logits.row(row).next().unwrap_or_default())?;
+            texts[row].push(proposal.id);
+            drafts[row].push(proposal);
+            if lens[row] > at + 1 {
+                ends[row] = texts[row].len();
+            }
+        }
+    }
+    Ok(drafts)
+}
+
+/// A draft model.
+pub struct ModelProposer<'a> {
+    contexts: Contexts<'a>,
+}
+
+impl<'a> ModelProposer<'a> {
+    pub fn new(model: &'a Gpt2, storage: CacheStorage, capacity: usize, dtype: burn::tensor::DType) -> Result<Self> {
+        let capacity = capacity.min(model.config().n_positions);
+        Ok(Self { contexts: Contexts::new(model, Some(storage), capacity, dtype)? })
+    }
+
+    /// As [`Proposer::propose`], with proposals that `choose` makes of a row, its text and logits.
+    pub fn propose_with(
+        &mut self,
+        rows: &[DraftRow<'_>],
+        choose: impl Fn(&DraftRow<'_>, &[u32], &[f32]) -> Result<Proposal>,
+    ) -> Result<Vec<Vec<Proposal>>> {
+        // The last token of a draft is not fed back.
+        let room = |row: &DraftRow<'_>| (self.contexts.capacity() + 1).saturating_sub(row.window().len());
+        let lens: Vec<usize> = rows.iter().map(|row| row.len.min(room(row))).collect();
+        if lens.iter().all(|len| *len == 0) {
+            return Ok(vec![Vec::new(); rows.len()]);
+        }
+        self.begin(rows, &lens)?;
+        let held: Vec<usize> = (0..rows.len()).map(|row| self.contexts.len(row)).collect();
+        let logits = |windows: &[&[u32]]| self.contexts.logits(windows, &vec![1; windows.len()]);
+        propose_each(rows, &lens, &held, logits, choose)
+    }
+
+    /// Computes at first what rows have in common, as the samples of a prompt do, once for all of them.
+    fn begin(&mut self, rows: &[DraftRow<'_>], lens: &[usize]) -> Result<()> {
+        if !self.contexts.is_new() || lens.contains(&0) {
+            return Ok(());
+        }
+        let mut heads: Vec<&[u32]> = Vec::new();
+        let mut of_row = Vec::new();
+        for row in rows {
+            let (_, head) = row.window().split_last().ok_or(Error::EmptyBatch)?;
+            let known = heads.iter().position(|known| *known == head);
+            of_row.push(known.unwrap_or(heads.len()));
+            heads.extend(known.is_none().then_some(head));
+        }
+        if heads.len() == rows.len() || heads.iter().any(|head| head.is_empty()) {
+            return Ok(());
+        }
+        self.contexts.fill(&heads)?;
+        self.contexts.gather(&of_row)
+    }
+}
+
+impl Proposer for ModelProposer<'_> {
+    fn propose(
+        &mut self,
+        rows: &[DraftRow<'_>],
+        rules: &Rules,
+        _target: &mut Contexts<'_>,
+    ) -> Result<Vec<Vec<Proposal>>> {
+        self.propose_with(rows, |row, text, logits| rules.draw(row, text, logits))
+    }
+
+    fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        self.contexts.truncate(row, len)
+    }
+
+    fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        self.contexts.gather(rows)
+    }
+
+    fn computed(&self) -> Computed {
+        self.contexts.computed()
+    }
+
+    fn kv_bytes(&self) -> usize {
+        self.contexts.kv_bytes()
+    }
+}
+
+/// The first layers of the target, on its own cache.
+pub struct ExitProposer {
+    pub layers: usize,
+}
+
+impl Proposer for ExitProposer {
+    fn propose(
+        &mut self,
+        rows: &[DraftRow<'_>],
+        rules: &Rules,
+        target: &mut Contexts<'_>,
+    ) -> Result<Vec<Vec<Proposal>>> {
+        let held: Vec<usize> = (0..rows.len()).map(|row| target.len(row)).collect();
+        // What a row that starts anew holds is to be computed by all layers first.
+        let lens: Vec<usize> = rows.iter().zip(&held).map(|(row, held)| if *held > 0 { row.len } else { 0 }).collect();
+        // A row that waits computes the token that comes next: what the last one left in the other layers stays.
+        let next: Vec<usize> = held.iter().map(|held| held + 1).collect();
+        let logits = |windows: &[&[u32]]| target.exit_logits(windows, self.layers);
+        let drafts = propose_each(rows, &lens, &next, logits, |row, text, logits| rules.draw(row, text, logits))?;
+        held.iter().enumerate().try_for_each(|(row, held)| target.truncate(row, *held))?;
+        Ok(drafts)
+    }
+}

@@ -1,0 +1,298 @@
+//! Speculative decoding: a cheap source drafts some tokens, the target reads all of them in one forward, and those that it
+//! would have written itself stand.
+//!
+//! Leviathan, Kalman and Matias, *Fast Inference from Transformers via Speculative Decoding* (2023); Chen et al.,
+//! *Accelerating Large Language Model Decoding with Speculative Sampling* (2023). A round of a row whose last token is t:
+//!
+//! 1. A [`Draft`] proposes tokens `x1..xm`, drawn from its distributions `q1..qm`.
+//! 2. The target computes t and `x1..xm` behind its cache in one forward, which gives its distributions `p1..p(m+1)`. With
+//!    one token a decode step reads every weight once; with m + 1 it does no more than that.
+//! 3. `x1`, `x2`... are judged in order, by the rule of [`Acceptance`], up to the first that is rejected; the target's own
+//!    choice takes that one's place. If all stand, the target adds a token from `p(m+1)`.
+//! 4. The caches are cut behind what stands. Each row by itself: others may have accepted more.
+//!
+//! What is written is what plain decoding would have written: greedy, the same ids; sampled, the same distribution, and with
+//! [`Acceptance::Match`] the same ids too. How much faster it is depends on how often drafts are right; [`DraftLen::Auto`]
+//! finds out, and drafts nothing where that would lose.
+
+mod acceptance;
+mod autoregressive;
+mod ngram;
+mod policy;
+pub(crate) mod proposer;
+mod report;
+mod script;
+pub(crate) mod verifier;
+
+use std::fmt;
+use std::sync::Arc;
+
+use burn::tensor::DType;
+use web_time::Instant;
+
+pub use acceptance::{Acceptance, Judged};
+pub use ngram::Ngram;
+pub use policy::{best_len, expected_tokens, speedup};
+pub use report::{PositionReport, SpeculationReport, SpeculativeStep};
+pub use script::Scripted;
+
+use crate::contexts::Contexts;
+use crate::sampling::{Distribution, Purpose};
+use crate::{CacheStorage, Error, Gpt2, Result};
+use autoregressive::{ExitProposer, ModelProposer};
+use policy::{Policy, RoundCost};
+use proposer::{DraftRow, Proposal, Proposer, Rules};
+use script::ScriptProposer;
+
+/// How speculation is done.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Speculation {
+    /// How caches are stored, the target's and the draft's.
+    pub storage: CacheStorage,
+    /// How many tokens are drafted.
+    pub draft_len: DraftLen,
+    /// Which of them are accepted.
+    pub acceptance: Acceptance,
+}
+
+/// How many tokens are drafted in a round. No more are than the row has room for, and use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DraftLen {
+    /// Always as many.
+    Fixed(usize),
+    /// As many as pay, up to 16, by what is measured on the way: how often tokens are accepted, what a draft token costs and
+    /// what a verification of each length. None where drafting would lose; that is tried again at growing intervals.
+    ///
+    /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`]; under
+    /// [`Acceptance::Rejection`] a seed does not give the same text again.
+    Auto,
+}
+
+impl Default for DraftLen {
+    fn default() -> Self {
+        Self::Fixed(4)
+    }
+}
+
+/// Where drafts come from.
+#[derive(Clone)]
+#[non_exhaustive]
+pub enum Draft {
+    /// Another model with the same vocabulary, and a cache of its own.
+    Model(Gpt2),
+    /// The text itself.
+    Ngram(Ngram),
+    /// The target's own first layers and head, on the target's cache: no second model.
+    EarlyExit {
+        /// How many layers.
+        layers: usize,
+    },
+    /// A text that is known, for tests and benchmarks.
+    Scripted(Scripted),
+    /// Any function of a row's tokens, prompt and all, and of the number of tokens wanted.
+    Function(DraftFunction),
+}
+
+/// A function that makes drafts.
+pub type DraftFunction = Arc<dyn Fn(&[u32], usize) -> Vec<u32> + Send + Sync>;
+
+impl fmt::Display for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Model(_) => f.write_str("model"),
+            Self::Ngram(_) => f.write_str("ngram"),
+            Self::EarlyExit { layers } => write!(f, "early-exit:{layers}"),
+            Self::Scripted(script) => write!(f, "scripted:{}", script.agreement),
+            Self::Function(_) => f.write_str("function"),
+        }
+    }
+}
+
+impl fmt::Debug for Draft {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Draft({self})")
+    }
+}
+
+impl Draft {
+    /// Checks that this can make drafts for `target`.
+    pub(crate) fn check(&self, target: &Gpt2) -> Result<()> {
+        let vocab_size = target.config().vocab_size;
+        let check_model = |model: &Gpt2| match model.config().vocab_size {
+            found if found != vocab_size => Err(Error::mismatch("vocabulary of the draft", vocab_size, found)),
+            _ => Ok(()),
+        };
+        match self {
+            Self::Model(model) => check_model(model),
+            Self::Ngram(ngram) if ngram.shortest == 0 || ngram.shortest > ngram.longest => {
+                let found = format!("{} to {}", ngram.shortest, ngram.longest);
+                Err(Error::mismatch("tokens that are looked up", "at least 1, and the fewest first", found))
+            }
+            Self::EarlyExit { layers } if !(1..=target.config().n_layer).contains(layers) => {
+                let expected = format!("1 to {}", target.config().n_layer);
+                Err(Error::mismatch("layers before the exit", expected, layers))
+            }
+            Self::Scripted(script) => {
+                if !(0.0..=1.0).contains(&script.agreement) {
+                    return Err(Error::mismatch("agreement of the script", "0 to 1", script.agreement));
+                }
+                let ids = script
+                    .texts
+                    .iter()
+                    .enumerate()
+                    .flat_map(|(row, text)| text.iter().enumerate().map(move |at| (row, at)));
+                let unknown = ids.into_iter().find(|(_, (_, id))| **id as usize >= vocab_size);
+                if let Some((row, (position, &id))) = unknown {
+                    return Err(Error::TokenOutOfRange { id, row, position, vocab_size });
+                }
+                script.model.as_ref().map_or(Ok(()), check_model)
+            }
+            Self::Ngram(_) | Self::EarlyExit { .. } | Self::Function(_) => Ok(()),
+        }
+    }
+
+    /// This source at work on rows of up to `capacity` tokens; caches hold `cache_dtype`, or else the draft's type.
+    fn proposer<'a>(
+        &'a self,
+        target: &Gpt2,
+        storage: CacheStorage,
+        capacity: usize,
+        cache_dtype: Option<DType>,
+    ) -> Result<Box<dyn Proposer + 'a>> {
+        let model = |model: &'a Gpt2| {
+            ModelProposer::new(model, storage, capacity, cache_dtype.unwrap_or_else(|| model.dtype()))
+        };
+        let vocab_size = target.config().vocab_size;
+        Ok(match self {
+            Self::Model(draft) => Box::new(model(draft)?),
+            Self::Ngram(ngram) => Box::new(*ngram),
+            Self::EarlyExit { layers } => Box::new(ExitProposer { layers: *layers }),
+            Self::Scripted(script) => {
+                let model = script.model.as_ref().map(model).transpose()?;
+                Box::new(ScriptProposer { script, model, vocab_size })
+            }
+            Self::Function(function) => Box::new(FunctionProposer { function, vocab_size }),
+        })
+    }
+}
+
+/// [`Draft::Function`] at work.
+struct FunctionProposer<'a> {
+    function: &'a DraftFunction,
+    vocab_size: usize,
+}
+
+impl Proposer for FunctionProposer<'_> {
+    fn propose(&mut self, rows: &[DraftRow<'_>], _: &Rules, _: &mut Contexts<'_>) -> Result<Vec<Vec<Proposal>>> {
+        let vocab_size = self.vocab_size;
+        let draft = |row: &DraftRow<'_>| {
+            let ids = (self.function)(row.tokens, row.len);
+            let position = |at: usize| row.tokens.len() + at;
+            let check = |(at, id): (usize, u32)| match id as usize >= vocab_size {
+                true => Err(Error::TokenOutOfRange { id, row: row.prompt_index, position: position(at), vocab_size }),
+                false => Ok(Proposal::certain(id)),
+            };
+            ids.into_iter().take(row.len).enumerate().map(check).collect()
+        };
+        rows.iter().map(draft).collect()
+    }
+}
+
+/// Speculation at work on a generation.
+pub(crate) struct Speculating<'a> {
+    proposer: Box<dyn Proposer + 'a>,
+    rules: Rules,
+    policy: Policy,
+    /// The step that is being done.
+    step: SpeculativeStep,
+    /// What it is to teach the policy.
+    cost: RoundCost,
+}
+
+impl<'a> Speculating<'a> {
+    pub fn new(
+        speculation: Speculation,
+        draft: &'a Draft,
+        rules: Rules,
+        target: &Gpt2,
+        capacity: usize,
+        cache_dtype: Option<DType>,
+    ) -> Result<Self> {
+        Ok(Self {
+            proposer: draft.proposer(target, speculation.storage, capacity, cache_dtype)?,
+            rules,
+            policy: Policy::new(speculation.draft_len),
+            step: SpeculativeStep::default(),
+            cost: RoundCost { drafted: 0, draft_seconds: None, verify_seconds: 0.0 },
+        })
+    }
+
+    /// Drafts for all rows, of no more than `len` tokens each of theirs.
+    pub fn propose(
+        &mut self,
+        mut rows: Vec<DraftRow<'_>>,
+        target: &mut Contexts<'_>,
+        report: &mut SpeculationReport,
+    ) -> Result<Vec<Vec<Proposal>>> {
+        let started = Instant::now();
+        let wanted = self.policy.next_len();
+        rows.iter_mut().for_each(|row| row.len = row.len.min(wanted));
+        let before = self.proposer.computed().tokens;
+        let drafts = match rows.iter().all(|row| row.len == 0) {
+            true => vec![Vec::new(); rows.len()],
+            false => self.proposer.propose(&rows, &self.rules, target)?,
+        };
+        let longest = drafts.iter().map(Vec::len).max().unwrap_or(0);
+        drafts.iter().for_each(|draft| report.note_draft(draft.len()));
+        let draft_seconds = started.elapsed().as_secs_f64();
+        self.step = SpeculativeStep { longest_draft: longest, draft_seconds, ..SpeculativeStep::default() };
+        report.draft_computed_tokens = self.proposer.computed().tokens;
+        // A token for each that it proposes, and one that it missed if all were accepted; else it had to catch up.
+        let is_usual = report.draft_computed_tokens - before <= rows.len() * (longest + 1);
+        self.cost =
+            RoundCost { drafted: longest, draft_seconds: is_usual.then_some(draft_seconds), verify_seconds: 0.0 };
+        Ok(drafts)
+    }
+
+    pub fn note_verified(&mut self, seconds: f64) {
+        self.step.verify_seconds = seconds;
+        self.cost.verify_seconds = seconds;
+        self.policy.note_round(self.cost);
+    }
+
+    /// Judges the token at a place of a draft.
+    pub fn judge(
+        &mut self,
+        position: usize,
+        proposal: &Proposal,
+        target: &Distribution,
+        random: impl Fn(Purpose) -> f64,
+        report: &mut SpeculationReport,
+    ) -> Judged {
+        let judged = self.rules.acceptance.judge(target, &proposal.distribution, proposal.id, random);
+        self.policy.note_judged(judged.accepted);
+        report.note_judged(position, judged.accepted);
+        judged
+    }
+
+    pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        self.proposer.truncate(row, len)
+    }
+
+    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        self.proposer.gather(rows)
+    }
+
+    pub fn kv_bytes(&self) -> usize {
+        self.proposer.kv_bytes()
+    }
+
+    /// Notes the step that was done, which took `seconds` and gave `tokens`.
+    pub fn note_step(&mut self, seconds: f64, tokens: usize, report: &mut SpeculationReport) {
+        self.step.rest_seconds = (seconds - self.step.draft_seconds - self.step.verify_seconds).max(0.0);
+        report.steps.push(self.step);
+        report.tokens += tokens;
+        report.drafting_loses = self.policy.lost();
+    }
+}
