@@ -217,6 +217,116 @@ fn compare_times_every_decoder_and_finds_them_equal() {
 }
 
 #[test]
+fn drafts_change_how_long_it_takes_and_not_what_is_said() {
+    let fixed = ["ROMEO:\n", "JULIET:\nO", "--max-new-tokens", "30", "--temperature", "0"];
+    let plain = json("generate", &fixed);
+    assert_eq!((plain["stats"]["rounds"].as_u64(), plain["stats"]["drafted"].as_u64()), (Some(0), Some(0)));
+    assert!(plain["stats"]["acceptance_rate"].is_null() && plain["stats"]["speculation"].is_null());
+    let folder = embedded_files();
+    let files = folder.path().to_str().unwrap();
+    for (more, draft) in [
+        (&["--decoder", "speculative"][..], "model"),
+        (&["--draft", "embedded", "--cache", "growing"], "model"),
+        (&["--draft", files, "--draft-len", "7"], "model"),
+        (&["--draft", "ngram", "--draft-len", "auto"], "ngram"),
+        (&["--draft", "early-exit:5", "--draft-len", "2"], "early-exit:5"),
+        (&["--draft", "embedded", "--draft-len", "auto", "--acceptance", "match"], "model"),
+        (&["--draft", "embedded", "--kernels", "off", "--deterministic"], "model"),
+    ] {
+        let output = json("generate", &[&fixed[..], more].concat());
+        assert_eq!(output["completions"], plain["completions"], "{more:?}");
+        let stats = &output["stats"];
+        let count = |name: &str| stats[name].as_u64().unwrap();
+        assert_eq!(stats["speculation"]["draft"], draft);
+        assert!(count("rounds") > 0 && count("rounds") <= 58 && count("accepted") <= count("drafted"), "{stats}");
+        if draft == "model" {
+            let rate = count("accepted") as f64 / count("drafted") as f64;
+            assert!((stats["acceptance_rate"].as_f64().unwrap() - rate).abs() < 1e-12);
+            assert!(count("rounds") < 58 && rate > 0.2, "{stats}");
+        }
+    }
+    let sampled = ["ROMEO:\n", "--max-new-tokens", "30", "--num-samples", "3"];
+    let plain = json("generate", &sampled);
+    let matched = json("generate", &[&sampled[..], &["--draft", "embedded", "--acceptance", "match"]].concat());
+    assert_eq!(matched["completions"], plain["completions"]);
+    let rejected = json("generate", &[&sampled[..], &["--draft", "embedded"]].concat());
+    assert_ne!(rejected["completions"], plain["completions"]);
+    assert_eq!(
+        rejected["completions"],
+        json("generate", &[&sampled[..], &["--draft", "embedded"]].concat())["completions"]
+    );
+}
+
+#[test]
+fn compare_says_what_drafts_are_worth() {
+    let fixed = ["--prompt-length", "16", "--max-new-tokens", "24", "--num-samples", "2", "--mode", "latency"];
+    let decoders = |rows: &Value| -> Vec<String> {
+        let rows = rows.as_array().unwrap().iter();
+        rows.map(|row| row["decoder"].as_str().unwrap().to_owned()).collect()
+    };
+    let rows = json("compare", &fixed);
+    assert_eq!(decoders(&rows), ["naive", "kv-growing", "kv-preallocated", "speculative"]);
+    let spec = &rows[3];
+    assert_eq!((spec["equal"].as_bool(), spec["ties"].as_u64()), (Some(true), Some(0)));
+    assert!(rows[2]["speculation"].is_null());
+    let figure = |name: &str| spec["speculation"][name].as_f64().unwrap();
+    let names = ["predicted_speedup", "measured_speedup", "speedup_over_kv", "verification_cost", "draft_cost"];
+    assert!(names.iter().all(|name| figure(name) > 0.0), "{spec}");
+    assert!((figure("tokens_per_round") * figure("rounds") - 23.0).abs() < 1e-9);
+    let step = figure("plain_step_seconds");
+    assert_eq!(Some(step), rows[2]["tpot_seconds"].as_f64());
+    assert!((figure("verification_cost") - figure("verification_seconds") / step).abs() < 1e-9);
+    let seconds: f64 = ["draft_seconds", "verify_seconds", "rest_seconds"].iter().map(|name| figure(name)).sum();
+    let measured = step * 23.0 / seconds;
+    assert!((figure("measured_speedup") - measured).abs() < 1e-9 * measured);
+
+    let two = [&fixed[..], &["--decoders", "kv-preallocated,speculative", "--batch-size", "3"]].concat();
+    for (agreement, least, most) in [("1", 1.0, 1.0), ("0.5", 0.2, 0.8), ("0", 0.0, 0.0)] {
+        for more in [&[][..], &["--draft", "embedded", "--draft-len", "2"]] {
+            let rows = json("compare", &[&two[..], &["--agreement", agreement], more].concat());
+            let found = rows[1]["speculation"]["acceptance"].as_f64().unwrap();
+            assert!((least..=most).contains(&found) && rows[1]["equal"] == true, "{agreement}: {found}");
+        }
+    }
+    let tiny = path("hf-tiny");
+    let rows = json("compare", &[&fixed[..], &["--model", &tiny, "--draft", "ngram"]].concat());
+    assert_eq!(rows[3]["speculation"]["draft"], "ngram");
+    let rows = json("compare", &[&fixed[..], &["--model", &tiny]].concat());
+    assert_eq!(decoders(&rows).len(), 3, "no draft of its own");
+    let printed = text("compare", &fixed);
+    for part in ["[SPEC] Generated 24 tokens in ", "drafted tokens accepted", "x plain decoding", "tokens costs"] {
+        assert!(printed.contains(part), "{part}: {printed}");
+    }
+}
+
+#[test]
+fn a_draft_that_cannot_be_is_one_clear_line() {
+    let tiny = path("hf-tiny");
+    for (args, part) in [
+        (&["--draft", "early-exit:8"][..], "layers before the exit: expected 1 to 7, got 8"),
+        (&["--draft", "early-exit:x"], "early-exit:x"),
+        (&["--draft", "no-such-model"], "no-such-model"),
+        (&["--draft", &tiny], "vocabulary of the draft"),
+        (&["--draft", "ngram", "--draft-len", "0"], "at least 1, or `auto`"),
+        (&["--draft", "ngram", "--acceptance", "always"], "always"),
+    ] {
+        let message = failure("generate", &[&["ROMEO:"], args].concat());
+        assert!(message.contains(part), "{args:?}: {message}");
+    }
+    let small = ["--prompt-length", "4", "--max-new-tokens", "4"];
+    for (args, part) in [
+        (&["--agreement", "1.5"][..], "agreement of the script"),
+        (&["--agreement", "nan"], "agreement of the script"),
+        (&["--draft-config", "gpt2"], "--agreement"),
+        (&["--agreement", "0.5", "--draft", "ngram"], "a draft that is a model"),
+        (&["--agreement", "0.5", "--draft-config", "gpt9"], "gpt2-xl"),
+    ] {
+        let message = failure("compare", &[&small[..], args].concat());
+        assert!(message.contains(part), "{args:?}: {message}");
+    }
+}
+
+#[test]
 fn compare_reads_the_held_out_text_and_refuses_what_cannot_be() {
     let small = ["--batch-size", "2", "--prompt-length", "16", "--max-new-tokens", "4", "--num-samples", "1"];
     let rows = json("compare", &[&small[..], &["--dtype", "f16", "--decoders", "kv-growing,naive"]].concat());

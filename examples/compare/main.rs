@@ -3,6 +3,8 @@
 //!     cargo run --release --example compare
 //!     cargo run --release --example compare -- --mode latency
 //!     cargo run --release --example compare -- --config gpt2 --batch-size 8
+//!     cargo run --release --example compare -- --mode latency --draft embedded --draft-len 2
+//!     cargo run --release --example compare -- --mode latency --config gpt2-large --draft-config gpt2 --agreement 0.75
 //!
 //! Decoding is greedy and goes on behind an end-of-text token, so that all rows have the same length.
 
@@ -11,17 +13,20 @@ mod common;
 mod naive;
 mod prompts;
 mod report;
+mod speculation;
 
 use std::process::ExitCode;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use common::model::{FloatType, ModelArgs};
+use common::draft::DraftArgs;
+use common::model::{ModelArgs, FloatType};
 use common::{Failure, at_least_one};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
 use gpt2_burn::measure::{Verdict, check_greedy, median, process_memory, quantile, reset_peak_memory};
 use gpt2_burn::sampling::Sampling;
+use gpt2_burn::speculative::SpeculationReport;
 use gpt2_burn::tokenizer::Tokenizer;
 use gpt2_burn::{CacheStorage, Gpt2, Gpt2Config, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
@@ -48,9 +53,18 @@ struct Args {
     /// Tokens to add to each prompt; default: 128 for throughput, 256 for latency
     #[arg(long, alias = "max_new_tokens", value_name = "N", value_parser = at_least_one())]
     max_new_tokens: Option<usize>,
-    /// What is compared
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "naive,kv-growing,kv-preallocated")]
+    /// What is compared; default: naive, kv-growing and kv-preallocated, and speculative too if something is said about a draft,
+    /// or for the latency of the embedded model
+    #[arg(long, value_enum, value_delimiter = ',')]
     decoders: Vec<DecoderName>,
+    #[command(flatten)]
+    draft: DraftArgs,
+    /// A draft that is right about a token with this probability, whatever the model; it costs what the draft named costs
+    #[arg(long, value_name = "A", allow_negative_numbers = true)]
+    agreement: Option<f64>,
+    /// Random weights in the shape of a published size as that draft
+    #[arg(long, value_name = "NAME", requires = "agreement", conflicts_with = "draft")]
+    draft_config: Option<String>,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
     cache_dtype: Option<FloatType>,
@@ -86,14 +100,28 @@ enum DecoderName {
     Naive,
     KvGrowing,
     KvPreallocated,
+    Speculative,
 }
 
-impl From<DecoderName> for Decoder {
-    fn from(name: DecoderName) -> Self {
+impl Args {
+    fn decoders(&self) -> Vec<DecoderName> {
+        let mut decoders = self.decoders.clone();
+        if decoders.is_empty() {
+            decoders = vec![DecoderName::Naive, DecoderName::KvGrowing, DecoderName::KvPreallocated];
+            let is_pair = self.mode == Mode::Latency && self.config.is_none() && self.model.is_embedded();
+            if is_pair || self.draft.draft.is_some() || self.agreement.is_some() {
+                decoders.push(DecoderName::Speculative);
+            }
+        }
+        decoders
+    }
+
+    fn decoder(&self, name: DecoderName) -> Decoder {
         match name {
-            DecoderName::Naive => Self::Naive,
-            DecoderName::KvGrowing => Self::Kv(CacheStorage::Growing),
-            DecoderName::KvPreallocated => Self::Kv(CacheStorage::Preallocated),
+            DecoderName::Naive => Decoder::Naive,
+            DecoderName::KvGrowing => Decoder::Kv(CacheStorage::Growing),
+            DecoderName::KvPreallocated => Decoder::Kv(CacheStorage::Preallocated),
+            DecoderName::Speculative => self.draft.decoder(CacheStorage::Preallocated),
         }
     }
 }
@@ -111,6 +139,8 @@ struct Run {
     /// Of each step after the first token.
     step_seconds: Vec<f64>,
     decode_seconds: f64,
+    /// What drafts were worth.
+    speculation: Option<SpeculationReport>,
     kv_bytes: usize,
     /// New ids of each row; none where only a sample of the steps was computed.
     ids: Option<Vec<Vec<u32>>>,
@@ -158,9 +188,15 @@ fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row
     let (model, tokenizer) = load(args, device)?;
     let model = model.with_determinism(args.deterministic)?;
     let work = work(args, model.config(), tokenizer.as_ref())?;
+    // What stands before a later step, so that this can be timed without all the steps before it; and what is drafted if a
+    // draft is to agree with it.
+    let ids = whole(&Generator::new(model.clone()), &work)?.ids.unwrap_or_default();
     let mut candidates = Vec::new();
-    for &name in &args.decoders {
-        let mut generator = Generator::new(model.clone()).with_decoder(name.into());
+    for name in args.decoders() {
+        let mut generator = Generator::new(model.clone()).with_decoder(args.decoder(name));
+        if name == DecoderName::Speculative {
+            generator = generator.with_draft(speculation::draft(args, device, &ids)?)?;
+        }
         if let Some(dtype) = args.cache_dtype {
             generator = generator.with_cache_dtype(dtype.into())?;
         }
@@ -169,7 +205,7 @@ fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row
 
     let bar = ProgressBar::new(((args.num_warmup + args.num_samples) * candidates.len()) as u64);
     bar.set_style(ProgressStyle::with_template("{wide_bar} run {pos}/{len}: {msg}")?);
-    let ids = warm_up(args, &work, &mut candidates, &bar)?;
+    warm_up(args, &work, &ids, &mut candidates, &bar)?;
     for _ in 0..args.num_samples {
         // In turns, so that whatever else the machine does befalls all of them.
         for candidate in &mut candidates {
@@ -185,17 +221,25 @@ fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row
 
     let naive = rows.iter().find(|row| row.decoder == "naive").map(|row| row.tokens_per_second);
     rows.iter_mut().for_each(|row| row.speedup_over_naive = naive.map(|naive| row.tokens_per_second / naive));
+    speculation::add_figures(&mut rows, &candidates);
     Ok(rows)
 }
 
 fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
-    let Some(name) = &args.config else { return args.model.load_on(device) };
+    match &args.config {
+        Some(name) => Ok((random(args, name, device)?, None)),
+        None => args.model.load_on(device),
+    }
+}
+
+/// A model with random weights in the shape of a published one.
+fn random(args: &Args, name: &str, device: &Device) -> Result<Gpt2, Failure> {
     let config = Gpt2Config::published(name).ok_or_else(|| {
         let known: Vec<&str> = Gpt2Config::published_names().collect();
         format!("`{name}` is none of the published sizes: {}", known.join(", "))
     })?;
     device.seed(args.seed);
-    Ok((args.model.prepare(config.init(device)?)?, None))
+    args.model.prepare(config.init(device)?)
 }
 
 fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Result<Work, Failure> {
@@ -223,18 +267,15 @@ fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Resu
     Ok(Work { prompts, prompt_tokens, new_tokens })
 }
 
-/// Runs every decoder untimed, decides how much of naive decoding can be timed, and returns the rows' new ids.
+/// Runs every decoder untimed, and decides how much of naive decoding can be timed.
 fn warm_up(
     args: &Args,
     work: &Work,
+    ids: &[Vec<u32>],
     candidates: &mut [Candidate],
     bar: &ProgressBar,
-) -> Result<Vec<Vec<u32>>, Failure> {
+) -> Result<(), Failure> {
     bar.set_message("warming up");
-    // What stands before a later step, so that this can be timed without all the steps before it.
-    let cached = candidates.iter().find(|candidate| !candidate.is_naive()).unwrap_or(&candidates[0]);
-    let cached = Generator::new(cached.generator.model().clone());
-    let ids = whole(&cached, work)?.ids.unwrap_or_default();
     for candidate in candidates {
         if candidate.is_naive() {
             let seconds = args.naive_seconds / args.num_samples as f64;
@@ -242,13 +283,13 @@ fn warm_up(
         }
         for _ in 0..args.num_warmup {
             match candidate.is_naive() {
-                true => drop(naive::sample(&candidate.generator, work, &ids, &[0])?),
+                true => drop(naive::sample(&candidate.generator, work, ids, &[0])?),
                 false => drop(whole(&candidate.generator, work)?),
             }
             bar.inc(1);
         }
     }
-    Ok(ids)
+    Ok(())
 }
 
 impl Candidate {
@@ -290,6 +331,7 @@ fn whole(generator: &Generator, work: &Work) -> Result<Run, Failure> {
         ttft_seconds: report.prefill_seconds,
         step_seconds: report.step_seconds,
         decode_seconds: report.decode_seconds,
+        speculation: report.speculation,
         kv_bytes: report.kv_bytes,
         ids: Some(output.completions.into_iter().map(|completion| completion.ids).collect()),
     })
@@ -333,10 +375,11 @@ fn row(args: &Args, device: &str, candidate: &Candidate, work: &Work) -> Result<
         seconds: spread[1],
         seconds_min: spread[0],
         seconds_max: spread[2],
-        tpot_seconds: median(&steps),
+        tpot_seconds: speculation::tpot_seconds(candidate, work).or(median(&steps)),
         tpot_p95_seconds: quantile(&steps, 0.95),
         tokens_per_second: (work.prompts.len() * work.new_tokens) as f64 / spread[1],
         speedup_over_naive: None,
+        speculation: None,
         sampled_steps: candidate.sampled.as_ref().map(Vec::len),
         peak_bytes: candidate.peak_bytes,
         kv_bytes: candidate.runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),

@@ -34,6 +34,7 @@ pub fn sample(generator: &Generator, work: &Work, ids: &[Vec<u32>], sampled: &[u
         ttft_seconds: all[0],
         decode_seconds: all[1..].iter().sum(),
         step_seconds: all[1..].to_vec(),
+        speculation: None,
         kv_bytes: 0,
         ids: None,
     })

@@ -31,6 +31,8 @@ pub struct Row {
     pub seconds_max: f64,
     pub tokens_per_second: f64,
     pub speedup_over_naive: Option<f64>,
+    /// What drafts were worth.
+    pub speculation: Option<SpeculationJson>,
     pub sampled_steps: Option<usize>,
     pub peak_bytes: Option<usize>,
     pub kv_bytes: usize,
@@ -38,6 +40,15 @@ pub struct Row {
     pub ties: usize,
     pub diverged_rows: usize,
     pub first_divergence: Option<DivergenceJson>,
+}
+
+/// What drafts were worth, in figures and in words.
+#[derive(Debug, Serialize)]
+pub struct SpeculationJson {
+    #[serde(flatten)]
+    pub figures: serde_json::Value,
+    #[serde(skip)]
+    pub words: String,
 }
 
 /// [`Divergence`], to be printed.
@@ -69,6 +80,9 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
     for row in rows.iter().filter(|row| row.decoder != "naive") {
         writeln!(out, "{}", row.verdict())?;
     }
+    for speculation in rows.iter().filter_map(|row| row.speculation.as_ref()) {
+        writeln!(out, "{}", speculation.words)?;
+    }
     writeln!(out, "\n{}", table(rows))?;
     Ok(())
 }
@@ -77,6 +91,7 @@ impl Row {
     fn line(&self) -> String {
         let label = match self.decoder.as_str() {
             "kv-preallocated" => "KV".to_owned(),
+            "speculative" => "SPEC".to_owned(),
             other => other.to_uppercase(),
         };
         let tokens = self.batch * self.new_tokens;
