@@ -96,6 +96,9 @@ impl Tally {
         assert_eq!(report.rounds_by_len.iter().sum::<usize>(), report.rounds);
         let judged: usize = report.by_position.iter().map(|place| place.judged).sum();
         assert!(judged == report.accepted + report.rejected && judged <= report.drafted);
+        // The first token of each draft was judged.
+        let first = report.by_position.first().map_or(0, |place| place.judged);
+        assert_eq!(first + report.rounds_by_len.first().unwrap_or(&0), report.rounds);
     }
 }
 
@@ -238,6 +241,28 @@ fn a_perfect_draft_takes_the_fewest_steps() {
             assert_eq!((report.rounds, report.rejected), ((n - 1).div_ceil(5), 0));
             // The prompt, and for each round a token and its draft.
             assert_eq!(output.report.computed_tokens, 3 + report.rounds + report.drafted);
+        }
+    }
+}
+
+#[test]
+fn a_draft_that_is_the_target_is_never_rejected() {
+    let model = prepared(small_config());
+    // Rows that slide, rows that wait for others, since they have no room left, and samples of one prompt.
+    let prompts = [(0..21).collect(), vec![7], (3..13).collect()];
+    for on_context_end in [ContextEnd::Stop, ContextEnd::Slide { keep: Some(8) }] {
+        for storage in STORAGES {
+            for draft in [Draft::Model(model.clone()), Draft::EarlyExit { layers: 2 }] {
+                for acceptance in [Acceptance::Rejection, Acceptance::Match] {
+                    let sampling = Sampling::default();
+                    let request = GenerateRequest { on_context_end, sampling, ..sampled(&prompts, 3) };
+                    let speculation = Speculation { storage, draft_len: DraftLen::Fixed(5), acceptance };
+                    let generator = drafting(&model, Decoder::Speculative(speculation), draft.clone());
+                    let report = generator.complete(&request).unwrap().report.speculation.unwrap();
+                    assert_eq!((report.rejected, report.accepted), (0, report.drafted), "{draft:?}, {acceptance:?}");
+                    assert!(report.accepted > 50);
+                }
+            }
         }
     }
 }

@@ -134,3 +134,91 @@ impl Proposer for ExitProposer {
         Ok(drafts)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sampling::Sampling;
+    use crate::speculative::Acceptance;
+    use crate::{CacheStorage, Gpt2Config};
+    use burn::tensor::DType;
+
+    const RULES: Rules = Rules {
+        sampling: Sampling { temperature: 1.0, top_k: None, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 },
+        seed: 3,
+        acceptance: Acceptance::Rejection,
+    };
+
+    fn model() -> Gpt2 {
+        let config = Gpt2Config {
+            vocab_size: 90,
+            n_positions: 40,
+            n_embd: 24,
+            n_layer: 2,
+            n_head: 3,
+            initializer_range: 0.4,
+            ..Gpt2Config::default()
+        };
+        config.init(&crate::device("flex").unwrap()).unwrap().with_determinism(true).unwrap()
+    }
+
+    fn row(tokens: &[u32], len: usize) -> DraftRow<'_> {
+        DraftRow { prompt_index: 0, sample: 0, stream: 0, tokens, prompt_tokens: 1, window_start: 0, len }
+    }
+
+    fn ids(drafts: &[Vec<Proposal>]) -> Vec<Vec<u32>> {
+        drafts.iter().map(|draft| draft.iter().map(|proposal| proposal.id).collect()).collect()
+    }
+
+    /// What a proposer that has seen nothing proposes for each row alone.
+    fn fresh(model: &Gpt2, rows: &[DraftRow<'_>]) -> Vec<Vec<u32>> {
+        let alone = |row: &DraftRow<'_>| {
+            let mut proposer = ModelProposer::new(model, CacheStorage::Growing, 40, DType::F32).unwrap();
+            let draft = proposer.propose_with(&[*row], |row, text, logits| RULES.draw(row, text, logits)).unwrap();
+            ids(&draft).pop().unwrap()
+        };
+        rows.iter().map(alone).collect()
+    }
+
+    #[test]
+    fn what_was_rejected_is_forgotten_and_what_was_missed_is_caught_up() {
+        let model = model();
+        for storage in [CacheStorage::Growing, CacheStorage::Preallocated] {
+            let mut proposer = ModelProposer::new(&model, storage, 40, DType::F32).unwrap();
+            let mut texts = [vec![1, 2, 3, 4], vec![5, 6], vec![7, 8, 9]];
+            // Lengths of drafts, and how much of them is accepted.
+            for (round, (lens, accepted)) in [
+                ([4, 2, 0], [1, 2, 0]),
+                ([0, 0, 0], [0, 0, 0]),
+                ([3, 0, 5], [3, 0, 0]),
+                ([0, 4, 1], [0, 1, 1]),
+                ([2, 2, 2], [0, 0, 0]),
+            ]
+            .into_iter()
+            .enumerate()
+            {
+                let rows: Vec<DraftRow<'_>> = texts.iter().zip(lens).map(|(text, len)| row(text, len)).collect();
+                let drafts =
+                    ids(&proposer.propose_with(&rows, |row, text, logits| RULES.draw(row, text, logits)).unwrap());
+                assert_eq!(drafts, fresh(&model, &rows), "{storage:?}, round {round}");
+                for (at, text) in texts.iter_mut().enumerate() {
+                    text.extend(&drafts[at][..accepted[at]]);
+                    text.push((60 + 10 * at + round) as u32);
+                    proposer.truncate(at, text.len() - 1).unwrap();
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_rows_have_in_common_is_computed_once() {
+        let model = model();
+        let mut proposer = ModelProposer::new(&model, CacheStorage::Preallocated, 40, DType::F32).unwrap();
+        let texts: [Vec<u32>; 4] =
+            [[4, 5, 6, 7, 8, 1], [4, 5, 6, 7, 8, 2], [4, 5, 6, 7, 9, 3], [4, 5, 6, 7, 8, 3]].map(|text| text.to_vec());
+        let rows: Vec<DraftRow<'_>> = texts.iter().map(|text| row(text, 2)).collect();
+        let drafts = ids(&proposer.propose_with(&rows, |row, text, logits| RULES.draw(row, text, logits)).unwrap());
+        assert_eq!(drafts, fresh(&model, &rows));
+        assert_eq!(proposer.computed().tokens, 2 * 5 + 4 * 2);
+    }
+}
