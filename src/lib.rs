@@ -11,6 +11,7 @@ mod guard;
 pub mod measure;
 pub mod model;
 pub mod perplexity;
+pub mod prefix;
 pub mod sampling;
 pub mod speculative;
 mod summary;
