@@ -18,7 +18,7 @@ mod summary;
 pub mod tokenizer;
 
 pub use burn;
-pub use cache::{CacheStorage, KvCache};
+pub use cache::{CacheStorage, KvCache, KvSegment};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Gpt2Config};
 pub use error::{Error, Result};

@@ -131,6 +131,11 @@ impl PackedMatrix {
         [self.inputs, self.outputs]
     }
 
+    /// The packed elements, `[tiles, inputs, 32]`.
+    pub fn tiles(&self) -> Tensor<3> {
+        self.tiles.clone()
+    }
+
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
         match &self.elements {

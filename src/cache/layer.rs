@@ -59,6 +59,30 @@ impl LayerCache {
         });
     }
 
+    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row;
+    /// buffers of `shape` are made if there are none, and lengthened if they are shorter.
+    pub fn append_rows(
+        &mut self,
+        rows: &[Vec<Segment>],
+        lens: &[usize],
+        shape: [usize; 4],
+        dtype: DType,
+        filled: usize,
+        device: &Device,
+    ) {
+        if self.held.is_none() {
+            *self = Self::preallocated(shape, dtype, device);
+        }
+        self.held = self.held.take().map(|held| {
+            let capacity = held.keys.dims()[2].max(shape[2]);
+            let write = |buffer: Tensor<4>, part: fn(&Segment) -> &Tensor<4>| {
+                let rows = rows.iter().map(|parts| parts.iter().map(part));
+                write_rows(extend(buffer, filled, capacity), rows.zip(lens))
+            };
+            Segment { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
+        });
+    }
+
     /// Writes `new` in place behind `lens`, and returns the filled part of the buffers.
     pub fn write(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
         let filled = longest(lens, new_lens);
@@ -95,7 +119,8 @@ fn written_buffer(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4>
     Tensor::ones(shape, (device, dtype))
 }
 
-fn own(tensor: Tensor<4>) -> Tensor<4> {
+/// A copy in memory of its own.
+pub(super) fn own(tensor: Tensor<4>) -> Tensor<4> {
     let shape = tensor.dims();
     let ranges = shape.map(|len| 0..len);
     Tensor::empty(shape, (&tensor.device(), tensor.dtype())).slice_assign(ranges, tensor)
@@ -112,6 +137,27 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
         0 => longer,
         _ => longer.slice_assign([0..batch, 0..heads, 0..held_len, 0..head_dim], buffer.narrow(2, 0, held_len)),
     }
+}
+
+/// Writes parts, `[1, H, n, D]` each, one after the other behind the `len` positions of each row.
+fn write_rows<'a>(
+    buffer: Tensor<4>,
+    rows: impl Iterator<Item = (impl Iterator<Item = &'a Tensor<4>>, &'a usize)>,
+) -> Tensor<4> {
+    let shape = buffer.dims();
+    let [batch, heads, capacity, head_dim] = shape;
+    // As a matrix, all positions of a head lie in one stretch of memory and are copied at once.
+    let mut flat: Tensor<2> = buffer.reshape([batch * heads, capacity * head_dim]);
+    for (row, (parts, &len)) in rows.enumerate() {
+        let mut start = len * head_dim;
+        for part in parts {
+            let end = start + part.dims()[2] * head_dim;
+            let part = part.clone().reshape([heads, end - start]);
+            flat = flat.slice_assign([row * heads..(row + 1) * heads, start..end], part);
+            start = end;
+        }
+    }
+    flat.reshape(shape)
 }
 
 /// Length of the longest row once the new tokens are in.

@@ -1,12 +1,14 @@
 //! [`KvCache`]: keys and values of the tokens that a model has seen.
 
 mod layer;
+mod segment;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::model::attention::Segment;
 use crate::{Error, Gpt2, Gpt2Config, Result};
 use layer::LayerCache;
+pub use segment::KvSegment;
 
 /// How a cache holds its keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

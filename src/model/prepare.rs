@@ -97,6 +97,14 @@ impl Gpt2 {
         self.packed_head.is_some()
     }
 
+    /// The packed elements of every matrix, which are no parameters any more.
+    pub(crate) fn packed_matrices(&self) -> impl Iterator<Item = Tensor<3>> {
+        let linears = self.h.iter().flat_map(|block| {
+            [&block.attn.c_attn, &block.attn.c_proj, &block.mlp.c_fc, &block.mlp.c_proj].map(|linear| &linear.packed)
+        });
+        linears.chain([&self.packed_head]).flatten().map(|packed| packed.matrix.tiles())
+    }
+
     /// Fails if the model was prepared and then moved to where its packed matrices are not.
     pub(super) fn check_in_place(&self) -> Result<()> {
         let in_place = !self.is_prepared() || has_kernels(&self.device());

@@ -1,9 +1,12 @@
 //! [`RadixTree`]: sequences of token ids that share their beginnings, with a payload for each token.
 
+mod entries;
 mod evict;
 mod show;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+pub use entries::Entry;
 
 use crate::{Error, Result};
 
@@ -192,6 +195,12 @@ impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
         self.stats.asked_tokens += ids.len();
         self.stats.found_tokens += found;
         self.match_of(&path)
+    }
+
+    /// Counts a sequence of so many tokens that was looked for and not found, by another rule than [`find`](Self::find)'s.
+    pub fn count_miss(&mut self, tokens: usize) {
+        self.stats.lookups += 1;
+        self.stats.asked_tokens += tokens;
     }
 
     /// As [`find`](Self::find), without a trace.

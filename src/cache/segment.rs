@@ -1,0 +1,147 @@
+//! [`KvSegment`]: keys and values of some tokens, apart from any cache.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Device, Tensor};
+
+use super::KvCache;
+use super::layer::own;
+use crate::model::attention::Segment;
+use crate::{Error, Result};
+
+/// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
+#[derive(Clone, Debug)]
+pub struct KvSegment {
+    /// `[1, H, n, D]` each.
+    layers: Vec<Segment>,
+}
+
+impl KvSegment {
+    /// Of a model with at least one layer, from the keys and values of each, `[1, H, n, D]`, in memory of their own.
+    pub(crate) fn new(layers: Vec<(Tensor<4>, Tensor<4>)>) -> Self {
+        Self { layers: layers.into_iter().map(|(keys, values)| Segment { keys, values }).collect() }
+    }
+
+    /// Number of tokens.
+    pub fn tokens(&self) -> usize {
+        let [_, _, tokens, _] = self.layers[0].keys.dims();
+        tokens
+    }
+
+    /// Bytes that it takes: 2 x layers x tokens x width x element size.
+    pub fn bytes(&self) -> usize {
+        let bytes = |tensor: &Tensor<4>| tensor.shape().num_elements() * tensor.dtype().size();
+        self.layers.iter().map(|layer| bytes(&layer.keys) + bytes(&layer.values)).sum()
+    }
+
+    /// Element type of the keys and values.
+    pub fn dtype(&self) -> DType {
+        self.layers[0].keys.dtype()
+    }
+
+    /// Keys and values, `[1, H, n, D]`, of each layer.
+    pub(crate) fn layers(&self) -> impl Iterator<Item = (&Tensor<4>, &Tensor<4>)> {
+        self.layers.iter().map(|layer| (&layer.keys, &layer.values))
+    }
+
+    /// Some of the tokens, copied.
+    pub(crate) fn part(&self, tokens: Range<usize>) -> Self {
+        let part = |all: &Tensor<4>| own(all.clone().narrow(2, tokens.start, tokens.len()));
+        let part = |layer: &Segment| Segment { keys: part(&layer.keys), values: part(&layer.values) };
+        Self { layers: self.layers.iter().map(part).collect() }
+    }
+
+    /// `[layers, heads, width of a head]`.
+    pub(crate) fn shape(&self) -> [usize; 3] {
+        let [_, heads, _, head_dim] = self.layers[0].keys.dims();
+        [self.layers.len(), heads, head_dim]
+    }
+
+    fn device(&self) -> Device {
+        self.layers[0].keys.device()
+    }
+}
+
+impl KvCache {
+    /// Keys and values of some of the positions of a row, copied.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row, or it does not hold these positions, or they are none.
+    pub fn segment(&self, row: usize, positions: Range<usize>) -> Result<KvSegment> {
+        if row >= self.batch() {
+            return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
+        }
+        if positions.is_empty() || positions.end > self.len(row) {
+            let expected = format!("some of 0..{}", self.len(row));
+            return Err(Error::mismatch("positions of a row", expected, format!("{positions:?}")));
+        }
+        let part = |all: Tensor<4>| own(all.narrow(0, row, 1).narrow(2, positions.start, positions.len()));
+        let buffers = self.layers.iter().filter_map(|layer| layer.buffers());
+        Ok(KvSegment::new(buffers.map(|(keys, values)| (part(keys), part(values))).collect()))
+    }
+
+    /// Appends to each row `b` the segments `rows[b]`, one after the other, and of each so many tokens from its beginning
+    /// as stand beside it.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is not one list a row, a segment is shorter than said, or is of a model of another
+    /// shape or on another device; [`Error::CacheFull`] if a row would be longer than the capacity. The cache is then as it
+    /// was.
+    pub fn append_segments(&mut self, rows: &[Vec<(KvSegment, usize)>]) -> Result<()> {
+        let lens = self.check_segments(rows)?;
+        let longest = lens.iter().copied().max().unwrap_or(0);
+        if longest == self.longest() && lens == self.lens {
+            return Ok(());
+        }
+        let [_, heads, head_dim, _] = self.shape;
+        let shape = [self.batch(), heads, longest, head_dim];
+        let filled = self.longest();
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let part = |(segment, tokens): &(KvSegment, usize)| {
+                let Segment { keys, values } = segment.layers[index].clone();
+                Segment { keys: keys.narrow(2, 0, *tokens), values: values.narrow(2, 0, *tokens) }.cast(self.dtype)
+            };
+            let rows: Vec<Vec<Segment>> =
+                rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(part).collect()).collect();
+            layer.append_rows(&rows, &self.lens, shape, self.dtype, filled, &self.device);
+        }
+        self.lens = lens;
+        Ok(())
+    }
+
+    /// The rows' lengths once the segments are behind them.
+    fn check_segments(&self, rows: &[Vec<(KvSegment, usize)>]) -> Result<Vec<usize>> {
+        if rows.len() != self.batch() {
+            return Err(Error::mismatch("rows of segments", self.batch(), rows.len()));
+        }
+        let [layers, heads, head_dim, _] = self.shape;
+        let mut lens = self.lens.clone();
+        for (row, parts) in rows.iter().enumerate() {
+            for (segment, tokens) in parts {
+                if (segment.shape(), segment.device()) != ([layers, heads, head_dim], self.device.clone()) {
+                    let what = "[layers, heads, width of a head] of a segment";
+                    let expected = format!("{:?} on {:?}", [layers, heads, head_dim], self.device);
+                    return Err(Error::mismatch(
+                        what,
+                        expected,
+                        format!("{:?} on {:?}", segment.shape(), segment.device()),
+                    ));
+                }
+                if *tokens > segment.tokens() {
+                    return Err(Error::mismatch(
+                        "tokens of a segment",
+                        format!("at most {}", segment.tokens()),
+                        tokens,
+                    ));
+                }
+                lens[row] += tokens;
+            }
+            if lens[row] > self.capacity {
+                return Err(Error::CacheFull { row, tokens: lens[row], capacity: self.capacity });
+            }
+        }
+        Ok(lens)
+    }
+}

@@ -1,0 +1,256 @@
+//! [`PrefixCache`]: keys and values of prefixes, shared by generators and threads.
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use super::Fingerprint;
+use super::tree::{Payload, RadixTree, TreeStats};
+use crate::{KvSegment, Result};
+
+impl Payload for KvSegment {
+    fn tokens(&self) -> usize {
+        Self::tokens(self)
+    }
+
+    fn bytes(&self) -> usize {
+        Self::bytes(self)
+    }
+
+    fn split(self, at: usize) -> (Self, Self) {
+        let tokens = Self::tokens(&self);
+        (self.part(0..at), self.part(at..tokens))
+    }
+}
+
+/// What of a prompt is taken from a [`PrefixCache`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Reuse {
+    /// The longest beginning that any sequence shares with it.
+    #[default]
+    Radix,
+    /// All of it, if it is a whole prompt that was seen before, else nothing.
+    Exact,
+}
+
+impl fmt::Display for Reuse {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Radix => "radix",
+            Self::Exact => "exact",
+        })
+    }
+}
+
+/// Keys and values of what was computed before, in a [`RadixTree`] for each model, under one budget.
+///
+/// It is given to a [`Generator`](crate::generate::Generator), and lives as long as one of its clones, which are all the
+/// same cache. Threads can share it: it is locked while something is looked up or put in, never while a model computes.
+/// After each call it holds no more bytes than its budget, unless what requests at work and [`Pin`]s hold is more.
+///
+/// ```
+/// use gpt2_burn::generate::{GenerateRequest, Generator};
+/// use gpt2_burn::{Gpt2Config, prefix::PrefixCache};
+///
+/// let device = gpt2_burn::device("flex")?;
+/// let config = Gpt2Config { vocab_size: 50, n_positions: 16, n_embd: 8, n_layer: 2, n_head: 2, ..Default::default() };
+/// let prefixes = PrefixCache::new(100 << 20);
+/// let generator = Generator::new(config.init(&device)?).with_prefix_cache(&prefixes)?;
+///
+/// let mut request = GenerateRequest::new([vec![3, 1, 4, 1, 5], vec![3, 1, 4, 2, 7]]);
+/// request.max_new_tokens = 2;
+/// let report = generator.complete(&request)?.report; // [3, 1, 4] is computed once
+/// assert_eq!((report.computed_prompt_tokens, report.reused_prompt_tokens), (7, 3));
+/// let report = generator.complete(&request)?.report; // of each prompt, only the last token is
+/// assert_eq!((report.computed_prompt_tokens, report.reused_prompt_tokens), (2, 8));
+/// assert_eq!(prefixes.tokens(), 7);
+/// # Ok::<(), gpt2_burn::Error>(())
+/// ```
+#[derive(Clone)]
+pub struct PrefixCache {
+    shared: Arc<Shared>,
+    reuse: Reuse,
+}
+
+struct Shared {
+    tree: Mutex<RadixTree<Fingerprint, KvSegment>>,
+    budget: usize,
+}
+
+impl fmt::Debug for PrefixCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (budget, bytes, tokens) = (self.budget(), self.bytes(), self.tokens());
+        f.debug_struct("PrefixCache")
+            .field("budget", &budget)
+            .field("bytes", &bytes)
+            .field("tokens", &tokens)
+            .field("reuse", &self.reuse)
+            .finish()
+    }
+}
+
+/// The tree as a picture, the ids of each node below those before it.
+impl fmt::Display for PrefixCache {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.shared.lock().fmt(f)
+    }
+}
+
+impl PrefixCache {
+    /// An empty cache for up to `budget` bytes of keys and values: 2 x layers x width x element size for each token, 74 kB
+    /// for GPT-2 in f32.
+    pub fn new(budget: usize) -> Self {
+        let shared = Shared { tree: Mutex::new(RadixTree::default()), budget };
+        Self { shared: Arc::new(shared), reuse: Reuse::default() }
+    }
+
+    /// The same cache, of which this handle takes what `reuse` says.
+    pub fn with_reuse(&self, reuse: Reuse) -> Self {
+        Self { shared: self.shared.clone(), reuse }
+    }
+
+    /// What of a prompt is taken.
+    pub fn reuse(&self) -> Reuse {
+        self.reuse
+    }
+
+    /// Bytes that may be held.
+    pub fn budget(&self) -> usize {
+        self.shared.budget
+    }
+
+    /// Bytes of keys and values that are held.
+    pub fn bytes(&self) -> usize {
+        self.shared.lock().bytes()
+    }
+
+    /// Tokens that are held; a prefix of several prompts counts once.
+    pub fn tokens(&self) -> usize {
+        self.shared.lock().tokens()
+    }
+
+    /// What was asked for and found since the cache was made. A prompt's last token is not asked for: it is always
+    /// computed, since what follows it is wanted.
+    pub fn stats(&self) -> TreeStats {
+        self.shared.lock().stats()
+    }
+
+    /// Forgets everything that is not pinned or in use.
+    pub fn clear(&self) {
+        self.shared.lock().clear();
+    }
+
+    /// Keeps the longest beginning of `prefix` that is held for a model from going, until the result is dropped.
+    pub fn pin(&self, model: Fingerprint, prefix: &[u32]) -> Pin {
+        let tokens = self.shared.lock().pin(model, prefix);
+        Pin { shared: self.shared.clone(), model, ids: prefix[..tokens].to_vec() }
+    }
+
+    /// Tokens of the longest beginning of `ids` that is held for a model, whatever may be taken of it.
+    pub fn held(&self, model: Fingerprint, ids: &[u32]) -> usize {
+        self.shared.lock().peek(model, ids).len()
+    }
+
+    /// Tokens of a prompt that a request would take; at most `most`.
+    pub(crate) fn usable(&self, model: Fingerprint, prompt: &[u32], most: usize) -> usize {
+        let tree = self.shared.lock();
+        match self.takes(&tree, model, prompt) {
+            true => tree.peek(model, &prompt[..most]).len(),
+            false => 0,
+        }
+    }
+
+    /// Takes what may be taken of the first `most` tokens of a prompt, and keeps it from going until that is dropped.
+    pub(crate) fn take(&self, model: Fingerprint, prompt: &[u32], most: usize) -> Lease {
+        let mut tree = self.shared.lock();
+        let (mut parts, mut tokens) = (Vec::new(), 0);
+        if self.takes(&tree, model, prompt) {
+            let found = tree.find(model, &prompt[..most]).parts;
+            parts = found.into_iter().map(|(segment, tokens)| (segment.clone(), tokens)).collect();
+            tokens = tree.pin(model, &prompt[..most]);
+        } else {
+            tree.count_miss(most);
+        }
+        drop(tree);
+        Lease { parts, pin: Pin { shared: self.shared.clone(), model, ids: prompt[..tokens].to_vec() } }
+    }
+
+    fn takes(&self, tree: &RadixTree<Fingerprint, KvSegment>, model: Fingerprint, prompt: &[u32]) -> bool {
+        match self.reuse {
+            Reuse::Radix => true,
+            Reuse::Exact => {
+                let found = tree.peek(model, prompt);
+                found.len() == prompt.len() && found.is_end
+            }
+        }
+    }
+
+    /// Puts in what was computed: the keys and values of `ids[from..]`.
+    pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<()> {
+        // What is more than the budget would drive everything else out, and then go too.
+        if segment.bytes() <= self.shared.budget {
+            let mut tree = self.shared.lock();
+            tree.insert(model, ids, from, segment)?;
+            tree.evict_to(self.shared.budget);
+        }
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// The tree; if a thread that changed it has panicked, it is empty.
+    fn lock(&self) -> MutexGuard<'_, RadixTree<Fingerprint, KvSegment>> {
+        self.tree.lock().unwrap_or_else(|poisoned| {
+            let mut tree = poisoned.into_inner();
+            *tree = RadixTree::default();
+            self.tree.clear_poison();
+            tree
+        })
+    }
+}
+
+/// A prefix that stays in its [`PrefixCache`] until this is dropped.
+#[must_use = "a prefix that nothing pins may go"]
+pub struct Pin {
+    shared: Arc<Shared>,
+    model: Fingerprint,
+    ids: Vec<u32>,
+}
+
+impl Pin {
+    /// The tokens that stay.
+    pub fn ids(&self) -> &[u32] {
+        &self.ids
+    }
+}
+
+impl fmt::Debug for Pin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pin").field("model", &self.model).field("ids", &self.ids).finish_non_exhaustive()
+    }
+}
+
+impl Drop for Pin {
+    fn drop(&mut self) {
+        if !self.ids.is_empty() {
+            let mut tree = self.shared.lock();
+            tree.unpin(self.model, &self.ids);
+            // It may have been all that could not go.
+            tree.evict_to(self.shared.budget);
+        }
+    }
+}
+
+/// The beginning of a prompt, taken from a cache.
+pub(crate) struct Lease {
+    /// Segments, and how many tokens of each are of the prompt.
+    pub parts: Vec<(KvSegment, usize)>,
+    pin: Pin,
+}
+
+impl Lease {
+    /// Tokens that were taken.
+    pub fn tokens(&self) -> usize {
+        self.pin.ids.len()
+    }
+}
