@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 
+use crate::prefix::{NewCache, Prefixes, Sharing};
 use crate::{CacheStorage, Error, Gpt2, KvCache, Result, TokenBatch};
 
 /// What a model knows of the rows' windows, which are the tokens that stand in the context.
@@ -19,6 +20,9 @@ pub struct Contexts<'a> {
     /// Made with the first logits, so that what it costs is a part of what they cost.
     cache: Option<KvCache>,
     computed: Computed,
+    /// What is known of rows before the first logits.
+    prefixes: Option<Prefixes>,
+    sharing: Option<Sharing>,
 }
 
 /// What has gone through the model.
@@ -74,13 +78,23 @@ impl<'a> Contexts<'a> {
             let what = "element type of the cache in the deterministic mode";
             return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
         }
-        Ok(Self { model, storage, capacity, dtype, cache: None, computed: Computed::default() })
+        let computed = Computed::default();
+        Ok(Self { model, storage, capacity, dtype, cache: None, computed, prefixes: None, sharing: None })
+    }
+
+    /// With a cache of prefixes, the first logits compute only what no earlier row has computed, and of what several rows
+    /// share each token once.
+    pub fn with_prefixes(self, prefixes: Option<Prefixes>) -> Self {
+        Self { prefixes, ..self }
     }
 
     /// Logits behind the last `counts[b]` tokens of each row's window. What of a window is in the cache before those is
     /// not computed again; what else the cache holds of the row is forgotten.
     pub fn logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
         let Some(storage) = self.storage else { return self.naive_logits(windows, counts) };
+        if let (None, Some(prefixes), true) = (&self.cache, &self.prefixes, counts.iter().all(|count| *count == 1)) {
+            return self.first_logits(prefixes.clone(), storage, windows);
+        }
         self.make_cache(storage, windows.len())?;
         self.cut_to(windows, counts)?;
         self.refill(windows, counts)?;
@@ -118,6 +132,19 @@ impl<'a> Contexts<'a> {
     fn cut_to(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<()> {
         let mut lens = windows.iter().zip(counts).map(|(window, count)| window.len() - count).enumerate();
         lens.try_for_each(|(row, len)| self.truncate(row, len))
+    }
+
+    fn first_logits(&mut self, prefixes: Prefixes, storage: CacheStorage, windows: &[&[u32]]) -> Result<RowLogits> {
+        let new = NewCache { storage, capacity: self.capacity, dtype: self.dtype };
+        let filled = prefixes.fill(self.model, windows, &new)?;
+        let counts = vec![1; filled.plan.distinct().len()];
+        let mut logits = RowLogits::new(filled.logits, self.model.config().vocab_size, &counts);
+        logits.gather(filled.plan.of_prompt());
+        self.computed.tokens += filled.plan.computed_tokens();
+        self.computed.padding += filled.plan.padding_tokens();
+        self.cache = Some(filled.cache);
+        self.sharing = Some(filled.sharing);
+        Ok(logits)
     }
 
     fn naive_logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
@@ -175,6 +202,11 @@ impl<'a> Contexts<'a> {
         self.cache.is_none()
     }
 
+    /// Whether the first logits compute what rows share once.
+    pub fn shares_prefixes(&self) -> bool {
+        self.prefixes.is_some()
+    }
+
     /// Tokens of a row that are known; 0 before the first logits.
     pub fn len(&self, row: usize) -> usize {
         self.cache.as_ref().map_or(0, |cache| cache.len(row))
@@ -183,6 +215,19 @@ impl<'a> Contexts<'a> {
     /// Most tokens that a row can have.
     pub fn capacity(&self) -> usize {
         self.capacity
+    }
+
+    /// Keeps what is known of a row for rows to come, if there is a cache of prefixes.
+    pub fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
+        match (&self.prefixes, &self.cache) {
+            (Some(prefixes), Some(cache)) => prefixes.keep(cache, row, window),
+            _ => Ok(()),
+        }
+    }
+
+    /// What the first logits took, if there is a cache of prefixes.
+    pub fn sharing(&self) -> Option<&Sharing> {
+        self.sharing.as_ref()
     }
 
     /// What has gone through the model.

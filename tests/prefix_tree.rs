@@ -47,7 +47,7 @@ struct Model {
     held: BTreeMap<Sequence, u64>,
     /// The prefixes behind which a node ends.
     cuts: BTreeSet<Sequence>,
-    /// The sequences that were put in.
+    /// The sequences that were marked.
     ends: BTreeSet<Sequence>,
     pins: Vec<Sequence>,
     clock: u64,
@@ -103,8 +103,15 @@ impl Model {
         if found < ids.len() {
             self.cuts.insert((space, ids.to_vec()));
         }
-        self.ends.insert((space, ids.to_vec()));
         ids.len() - found
+    }
+
+    fn mark(&mut self, space: u8, ids: &[u32]) -> bool {
+        let is_held = self.found(space, ids) == ids.len();
+        if is_held && !ids.is_empty() {
+            self.ends.insert((space, ids.to_vec()));
+        }
+        is_held
     }
 
     /// Leaves that can go, and how much of each stays because it is pinned.
@@ -142,6 +149,7 @@ impl Model {
 enum Step {
     /// Inserted with a payload from so many tokens on, then evicted down to the budget.
     Insert(Sequence, usize),
+    Mark(Sequence),
     Find(Sequence),
     Pin(Sequence),
     /// One of the pins.
@@ -157,12 +165,29 @@ fn sequence() -> impl Strategy<Value = Sequence> {
 fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         12 => (sequence(), prop_oneof![Just(0), any::<usize>()]).prop_map(|(ids, from)| Step::Insert(ids, from)),
+        4 => sequence().prop_map(Step::Mark),
         4 => sequence().prop_map(Step::Find),
         3 => sequence().prop_map(Step::Pin),
         3 => any::<usize>().prop_map(Step::Unpin),
         2 => (0_usize..400).prop_map(Step::Evict),
         1 => Just(Step::Clear),
     ]
+}
+
+/// The list of all nodes spells the same prefixes, payloads and ends.
+#[track_caller]
+fn assert_entries(tree: &RadixTree<u8, Values>, model: &Model) {
+    let mut sequences: Vec<Sequence> = Vec::new();
+    let mut ends = BTreeSet::new();
+    for entry in tree.entries() {
+        let before = entry.parent.map_or(&[][..], |parent| &sequences[parent].1);
+        let ids = [before, entry.ids].concat();
+        assert_eq!(entry.payload.0, values(entry.space, &ids)[before.len()..]);
+        ends.extend(entry.ends.iter().map(|end| (entry.space, ids[..before.len() + end].to_vec())));
+        sequences.push((entry.space, ids));
+    }
+    assert_eq!(sequences.into_iter().collect::<BTreeSet<_>>(), model.cuts);
+    assert_eq!(ends, model.ends);
 }
 
 /// What is common to every step's end.
@@ -172,6 +197,7 @@ fn assert_same(tree: &RadixTree<u8, Values>, model: &Model) {
     assert_eq!((tree.tokens(), tree.nodes()), (model.held.len(), model.cuts.len()));
     assert_eq!(tree.is_empty(), model.held.is_empty());
     let prefixes = model.held.keys().cloned().chain([(0, vec![]), (1, vec![])]);
+    assert_entries(tree, model);
     for (space, prefix) in prefixes {
         // The prefix itself, and all that lies one token further.
         for next in [None, Some(0), Some(1), Some(2)] {
@@ -206,6 +232,7 @@ proptest! {
                     prop_assert_eq!(tree.insert(space, &ids, from, payload).unwrap(), model.insert(space, &ids, from));
                     prop_assert_eq!(tree.evict_to(budget), model.evict_to(budget));
                 }
+                Step::Mark((space, ids)) => prop_assert_eq!(tree.mark(space, &ids), model.mark(space, &ids)),
                 Step::Find((space, ids)) => {
                     let before = tree.stats();
                     let found = tree.find(space, &ids).len();

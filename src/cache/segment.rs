@@ -17,9 +17,12 @@ pub struct KvSegment {
 }
 
 impl KvSegment {
-    /// Of a model with at least one layer, from the keys and values of each, `[1, H, n, D]`, in memory of their own.
-    pub(crate) fn new(layers: Vec<(Tensor<4>, Tensor<4>)>) -> Self {
-        Self { layers: layers.into_iter().map(|(keys, values)| Segment { keys, values }).collect() }
+    /// From the keys and the values of all layers, `[layers, H, n, D]` each with at least one layer.
+    pub(crate) fn from_layers(keys: &Tensor<4>, values: &Tensor<4>) -> Self {
+        let layer = |all: &Tensor<4>, index| own(all.clone().narrow(0, index, 1));
+        let [layers, ..] = keys.dims();
+        let both = |index| Segment { keys: layer(keys, index), values: layer(values, index) };
+        Self { layers: (0..layers).map(both).collect() }
     }
 
     /// Number of tokens.
@@ -77,8 +80,8 @@ impl KvCache {
             return Err(Error::mismatch("positions of a row", expected, format!("{positions:?}")));
         }
         let part = |all: Tensor<4>| own(all.narrow(0, row, 1).narrow(2, positions.start, positions.len()));
-        let buffers = self.layers.iter().filter_map(|layer| layer.buffers());
-        Ok(KvSegment::new(buffers.map(|(keys, values)| (part(keys), part(values))).collect()))
+        let both = |(keys, values)| Segment { keys: part(keys), values: part(values) };
+        Ok(KvSegment { layers: self.layers.iter().filter_map(|layer| layer.buffers()).map(both).collect() })
     }
 
     /// Appends to each row `b` the segments `rows[b]`, one after the other, and of each so many tokens from its beginning

@@ -16,6 +16,17 @@ pub enum Stored {
 }
 
 impl Stored {
+    /// burn's name for it; none for types that models do not compute in.
+    #[cfg(feature = "files")]
+    pub fn dtype(self) -> Option<DType> {
+        match self {
+            Self::F32 => Some(DType::F32),
+            Self::F16 => Some(DType::F16),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F64 | Self::Other => None,
+        }
+    }
+
     /// Bytes of one element; 0 for types that are not read.
     pub fn size(self) -> usize {
         match self {

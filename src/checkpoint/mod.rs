@@ -37,8 +37,10 @@ use crate::{Gpt2, Gpt2Config, Result, WeightFormat};
 #[cfg(feature = "files")]
 pub use hub::DownloadProgress;
 #[cfg(feature = "files")]
+pub(crate) use safetensors::SafetensorsSource;
+#[cfg(feature = "files")]
 pub use save::SaveOptions;
-use source::TensorSource;
+pub(crate) use source::TensorSource;
 
 /// An opened checkpoint: the shape of its model, and where its weights are.
 ///

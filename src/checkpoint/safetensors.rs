@@ -71,6 +71,12 @@ impl<R: Read + Seek> SafetensorsSource<R> {
         let elements = shape.iter().product();
         read_converted(stored, elements, &shape, dtype, |bytes| reader.read_exact(bytes).map_err(io))
     }
+
+    /// What the header says under a name of the writer's choice.
+    #[cfg(feature = "files")]
+    pub fn text(&self, key: &str) -> Option<&str> {
+        self.metadata.metadata().as_ref()?.get(key).map(String::as_str)
+    }
 }
 
 impl<R: Read + Seek + Send> TensorSource for SafetensorsSource<R> {

@@ -8,10 +8,11 @@ use super::text::TextTail;
 use super::{Completion, ContextEnd, Decoder, FinishReason, GenerateRequest, Generator, Output, Report};
 use super::{TokenEvent, TokenLogprobs};
 use crate::contexts::Contexts;
+use crate::prefix::{Plan, Prefixes};
 use crate::sampling::{Purpose, log_softmax, uniform};
 use crate::speculative::proposer::{DraftRow, Proposal, Rules};
 use crate::speculative::verifier::Verified;
-use crate::speculative::{Judged, Speculating, SpeculationReport};
+use crate::speculative::{DraftCaches, Judged, Speculating, SpeculationReport};
 use crate::{Error, Result};
 
 /// A request being worked off: an iterator of tokens, in the order in which they are made.
@@ -77,14 +78,20 @@ impl<'a> Generation<'a> {
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
         let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
         let storage = generator.decoder.storage();
-        let contexts = Contexts::new(&generator.model, storage, capacity, generator.cache_dtype())?;
+        if generator.prefixes.is_some() && storage.is_none() {
+            let what = "decoder beside a cache of prefixes";
+            return Err(Error::mismatch(what, "one with keys and values", &generator.decoder));
+        }
+        let contexts = Contexts::new(&generator.model, storage, capacity, generator.cache_dtype())?
+            .with_prefixes(generator.prefixes.clone());
         let speculating = match (&generator.decoder, &generator.draft) {
             (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
             (Decoder::Speculative(speculation), Some(draft)) => {
                 let acceptance = speculation.acceptance;
                 let rules = Rules { sampling: request.sampling, seed: request.seed, acceptance };
-                let (model, cache_dtype) = (&generator.model, generator.cache_dtype);
-                Some(Speculating::new(*speculation, draft, rules, model, capacity, cache_dtype)?)
+                let caches =
+                    DraftCaches { capacity, dtype: generator.cache_dtype, prefixes: generator.draft_prefixes.clone() };
+                Some(Speculating::new(*speculation, draft, rules, &generator.model, caches)?)
             }
             _ => None,
         };
@@ -142,6 +149,11 @@ impl<'a> Generation<'a> {
         &self.report
     }
 
+    /// What computing the prompts would take.
+    pub(super) fn plan(&self, prefixes: &Prefixes) -> Plan {
+        prefixes.plan(&prompt_windows(&self.rows, self.request.num_samples))
+    }
+
     fn new_rows(&self) -> Vec<Row<'a>> {
         let samples = self.request.num_samples;
         let tokenizer = self.generator.tokenizer.as_ref();
@@ -191,6 +203,9 @@ impl<'a> Generation<'a> {
             self.extend(row, verified.row(at))?;
         }
         let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
+        if self.request.keep_generated {
+            self.keep_finished(&live)?;
+        }
         self.live = kept.iter().map(|&at| live[at]).collect();
         if kept.is_empty() {
             self.state = State::Done;
@@ -215,6 +230,15 @@ impl<'a> Generation<'a> {
         Ok(())
     }
 
+    /// Keeps what is known of finished rows for requests to come.
+    fn keep_finished(&mut self, live: &[usize]) -> Result<()> {
+        for (at, row) in live.iter().map(|&row| &self.rows[row]).enumerate().filter(|(_, row)| row.finish.is_some()) {
+            self.contexts.keep(at, row.window())?;
+            self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.keep(at, row.window()))?;
+        }
+        Ok(())
+    }
+
     fn note_kv_bytes(&mut self) {
         let of_draft = self.speculating.as_ref().map_or(0, Speculating::kv_bytes);
         self.report.kv_bytes = self.report.kv_bytes.max(self.contexts.kv_bytes() + of_draft);
@@ -222,8 +246,12 @@ impl<'a> Generation<'a> {
 
     /// Computes each prompt once; then there is a row for each sample.
     fn prefill(&mut self) -> Result<Verified> {
-        let windows: Vec<&[u32]> = self.rows.iter().step_by(self.request.num_samples).map(Row::window).collect();
+        let windows = prompt_windows(&self.rows, self.request.num_samples);
         let mut logits = self.contexts.logits(&windows, &vec![1; windows.len()])?;
+        let tokens: usize = windows.iter().map(|window| window.len()).sum();
+        self.report.sharing = self.contexts.sharing().cloned();
+        self.report.reused_prompt_tokens = self.report.sharing.as_ref().map_or(0, |sharing| sharing.saved_tokens);
+        self.report.computed_prompt_tokens = tokens - self.report.reused_prompt_tokens;
         let of_prompt: Vec<usize> = self.rows.iter().map(|row| row.prompt_index).collect();
         self.contexts.gather(&of_prompt)?;
         logits.gather(&of_prompt);
@@ -359,6 +387,11 @@ impl Iterator for Generation<'_> {
         }
         self.events.pop_front().map(Ok)
     }
+}
+
+/// What of each prompt stands in the context.
+fn prompt_windows<'r>(rows: &'r [Row<'_>], samples: usize) -> Vec<&'r [u32]> {
+    rows.iter().step_by(samples).map(Row::window).collect()
 }
 
 fn logprobs(logits: &[f32], chosen: u32, count: usize) -> TokenLogprobs {

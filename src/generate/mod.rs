@@ -15,6 +15,7 @@ pub use request::{ContextEnd, GenerateRequest, Prompt, Stop};
 
 use burn::tensor::DType;
 
+use crate::prefix::{Fingerprint, Plan, PrefixCache, Prefixes};
 use crate::speculative::Draft;
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Gpt2, Result};
@@ -46,12 +47,17 @@ pub struct Generator {
     decoder: Decoder,
     cache_dtype: Option<DType>,
     draft: Option<Draft>,
+    prefixes: Option<Prefixes>,
+    /// The same cache, as the draft's model uses it.
+    draft_prefixes: Option<Prefixes>,
 }
 
 impl Generator {
     /// A generator without a tokenizer that decodes with a preallocated cache.
     pub fn new(model: Gpt2) -> Self {
-        Self { model, tokenizer: None, decoder: Decoder::default(), cache_dtype: None, draft: None }
+        let decoder = Decoder::default();
+        let (cache_dtype, draft, prefixes, draft_prefixes) = (None, None, None, None);
+        Self { model, tokenizer: None, decoder, cache_dtype, draft, prefixes, draft_prefixes }
     }
 
     /// With a tokenizer, prompts can be text, and text comes out.
@@ -72,7 +78,8 @@ impl Generator {
     /// [`Error::TokenOutOfRange`] if a script has tokens that the model does not know.
     pub fn with_draft(self, draft: Draft) -> Result<Self> {
         draft.check(&self.model)?;
-        Ok(Self { draft: Some(draft), ..self })
+        let generator = Self { draft: Some(draft), ..self };
+        Ok(Self { draft_prefixes: generator.prefixes_of_draft(generator.prefixes.as_ref())?, ..generator })
     }
 
     /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
@@ -83,7 +90,67 @@ impl Generator {
     /// [`Error::Device`] if the device does not compute in it.
     pub fn with_cache_dtype(self, dtype: DType) -> Result<Self> {
         crate::backends::check_dtype(&self.model.device(), dtype)?;
-        Ok(Self { cache_dtype: Some(dtype), ..self })
+        let generator = Self { cache_dtype: Some(dtype), ..self };
+        match generator.prefixes.clone() {
+            Some(prefixes) => generator.with_prefix_cache(prefixes.cache()),
+            None => Ok(generator),
+        }
+    }
+
+    /// With a cache of prefixes, what several prompts begin with is computed once: in a batch, and from one request to the
+    /// next, whichever generator they are for, as long as its model is the same. It changes no token.
+    ///
+    /// A draft model has its own prefixes in the same cache. The weights are read once, for a [`Fingerprint`] of each model.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Execution`] if the device does not hand the weights over. A request fails with [`Error::Mismatch`] if the
+    /// decoder is [`Decoder::Naive`], which keeps nothing that could be used again.
+    pub fn with_prefix_cache(self, prefixes: &PrefixCache) -> Result<Self> {
+        let fingerprint = Fingerprint::new(&self.model, self.cache_dtype())?;
+        let prefixes = Some(Prefixes::new(prefixes, fingerprint));
+        Ok(Self { draft_prefixes: self.prefixes_of_draft(prefixes.as_ref())?, prefixes, ..self })
+    }
+
+    /// The same cache for the draft's model, if it has one.
+    fn prefixes_of_draft(&self, prefixes: Option<&Prefixes>) -> Result<Option<Prefixes>> {
+        let Some((prefixes, draft)) = prefixes.zip(self.draft.as_ref().and_then(Draft::model)) else { return Ok(None) };
+        let fingerprint = Fingerprint::new(draft, self.cache_dtype.unwrap_or_else(|| draft.dtype()))?;
+        Ok(Some(Prefixes::new(prefixes.cache(), fingerprint)))
+    }
+
+    /// Puts what a [saved](PrefixCache::save) cache holds for this generator's model, and its draft's, into its cache of prefixes; returns how
+    /// many tokens that are new. Entries of other models are left out.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] without a cache of prefixes; [`Error::Io`] if the file cannot be read; [`Error::Checkpoint`] for a
+    /// file of another kind, one that is cut short or altered, and one of other models only. The cache is then as it was.
+    #[cfg(feature = "files")]
+    pub fn restore_prefixes(&self, path: impl AsRef<std::path::Path>) -> Result<usize> {
+        let Some(prefixes) = &self.prefixes else {
+            return Err(Error::mismatch("cache of prefixes to restore into", "one", "none"));
+        };
+        let mut readers = vec![prefixes.reader(&self.model, self.cache_dtype())];
+        if let Some((prefixes, draft)) = self.draft_prefixes.as_ref().zip(self.draft.as_ref().and_then(Draft::model)) {
+            readers.push(prefixes.reader(draft, self.cache_dtype.unwrap_or_else(|| draft.dtype())));
+        }
+        prefixes.cache().restore(path.as_ref(), &readers)
+    }
+
+    /// Under which name this generator's model is known to its cache of prefixes; none if it has no such cache.
+    pub fn fingerprint(&self) -> Option<Fingerprint> {
+        self.prefixes.as_ref().map(Prefixes::fingerprint)
+    }
+
+    /// Which forwards would compute the prompts of a request now; none without a cache of prefixes.
+    ///
+    /// # Errors
+    ///
+    /// If the request is invalid; see [`GenerateRequest`].
+    pub fn plan(&self, request: &GenerateRequest) -> Result<Option<Plan>> {
+        let Some(prefixes) = &self.prefixes else { return Ok(None) };
+        Ok(Some(Generation::new(self, request)?.plan(prefixes)))
     }
 
     /// The element type in which a cache holds keys and values.

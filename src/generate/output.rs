@@ -3,6 +3,7 @@
 use std::fmt;
 
 use super::Decoder;
+use crate::prefix::Sharing;
 use crate::speculative::SpeculationReport;
 use crate::summary::median;
 
@@ -95,6 +96,14 @@ pub struct Report {
     pub decoder: Decoder,
     /// Tokens of the prompts, each prompt counted once.
     pub prompt_tokens: usize,
+    /// Of those, tokens that were computed. Where a prompt is longer than the context, and its end alone counts, what is
+    /// before that is neither computed nor reused.
+    pub computed_prompt_tokens: usize,
+    /// Of those, tokens that were known from earlier prompts, or from others of the same request: see
+    /// [`Generator::with_prefix_cache`](super::Generator::with_prefix_cache).
+    pub reused_prompt_tokens: usize,
+    /// What sharing the prompts' beginnings took and saved; none without a cache of prefixes.
+    pub sharing: Option<Sharing>,
     /// New tokens of all completions.
     pub new_tokens: usize,
     /// Tokens that went through the model, prompts and new ones; a cache is there to make them few.

@@ -85,6 +85,9 @@ pub struct GenerateRequest {
     pub stop: Stop,
     /// What happens at the end of the context.
     pub on_context_end: ContextEnd,
+    /// Whether keys and values of the new tokens go to the generator's cache of prefixes too, if it has one: then the next
+    /// turn of a conversation begins with something known.
+    pub keep_generated: bool,
     /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
     pub logprobs: Option<usize>,
 }
@@ -101,6 +104,7 @@ impl GenerateRequest {
             first_stream: 0,
             stop: Stop::default(),
             on_context_end: ContextEnd::default(),
+            keep_generated: false,
             logprobs: None,
         }
     }

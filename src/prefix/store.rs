@@ -1,7 +1,8 @@
 //! [`PrefixCache`]: keys and values of prefixes, shared by generators and threads.
 
+use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::Fingerprint;
 use super::tree::{Payload, RadixTree, TreeStats};
@@ -74,6 +75,8 @@ pub struct PrefixCache {
 
 struct Shared {
     tree: Mutex<RadixTree<Fingerprint, KvSegment>>,
+    /// Operations per second of the last prompts that each model computed.
+    rates: Mutex<HashMap<Fingerprint, f64>>,
     budget: usize,
 }
 
@@ -100,7 +103,7 @@ impl PrefixCache {
     /// An empty cache for up to `budget` bytes of keys and values: 2 x layers x width x element size for each token, 74 kB
     /// for GPT-2 in f32.
     pub fn new(budget: usize) -> Self {
-        let shared = Shared { tree: Mutex::new(RadixTree::default()), budget };
+        let shared = Shared { tree: Mutex::default(), rates: Mutex::default(), budget };
         Self { shared: Arc::new(shared), reuse: Reuse::default() }
     }
 
@@ -185,15 +188,35 @@ impl PrefixCache {
         }
     }
 
-    /// Puts in what was computed: the keys and values of `ids[from..]`.
-    pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<()> {
+    /// Operations per second at which the model computed its last prompts.
+    pub(crate) fn rate(&self, model: Fingerprint) -> Option<f64> {
+        self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner).get(&model).copied()
+    }
+
+    pub(crate) fn set_rate(&self, model: Fingerprint, rate: f64) {
+        self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner).insert(model, rate);
+    }
+
+    /// Puts in what was computed: the keys and values of `ids[from..]`; returns how many tokens are new.
+    pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
         // What is more than the budget would drive everything else out, and then go too.
-        if segment.bytes() <= self.shared.budget {
-            let mut tree = self.shared.lock();
-            tree.insert(model, ids, from, segment)?;
-            tree.evict_to(self.shared.budget);
+        if segment.bytes() > self.shared.budget {
+            return Ok(0);
         }
-        Ok(())
+        let mut tree = self.shared.lock();
+        let new = tree.insert(model, ids, from, segment)?;
+        tree.evict_to(self.shared.budget);
+        Ok(new)
+    }
+
+    /// Remembers that `ids` is a whole prompt, if it is held.
+    pub(crate) fn mark(&self, model: Fingerprint, ids: &[u32]) {
+        self.shared.lock().mark(model, ids);
+    }
+
+    /// Looks at the tree as it is now.
+    pub(crate) fn with_tree<T>(&self, look: impl FnOnce(&RadixTree<Fingerprint, KvSegment>) -> T) -> T {
+        look(&self.shared.lock())
     }
 }
 

@@ -1,5 +1,6 @@
 //! Drafts that a model makes token by token: a draft model with a cache of its own, and the target's first layers.
 
+use super::DraftCaches;
 use super::proposer::{DraftRow, Proposal, Proposer, Rules};
 use crate::contexts::{Computed, Contexts, RowLogits};
 use crate::{CacheStorage, Error, Gpt2, Result};
@@ -40,9 +41,10 @@ pub struct ModelProposer<'a> {
 }
 
 impl<'a> ModelProposer<'a> {
-    pub fn new(model: &'a Gpt2, storage: CacheStorage, capacity: usize, dtype: burn::tensor::DType) -> Result<Self> {
-        let capacity = capacity.min(model.config().n_positions);
-        Ok(Self { contexts: Contexts::new(model, Some(storage), capacity, dtype)? })
+    pub fn new(model: &'a Gpt2, storage: CacheStorage, caches: DraftCaches) -> Result<Self> {
+        let capacity = caches.capacity.min(model.config().n_positions);
+        let dtype = caches.dtype.unwrap_or_else(|| model.dtype());
+        Ok(Self { contexts: Contexts::new(model, Some(storage), capacity, dtype)?.with_prefixes(caches.prefixes) })
     }
 
     /// As [`Proposer::propose`], with proposals that `choose` makes of a row, its text and logits.
@@ -65,7 +67,7 @@ impl<'a> ModelProposer<'a> {
 
     /// Computes at first what rows have in common, as the samples of a prompt do, once for all of them.
     fn begin(&mut self, rows: &[DraftRow<'_>], lens: &[usize]) -> Result<()> {
-        if !self.contexts.is_new() || lens.contains(&0) {
+        if !self.contexts.is_new() || self.contexts.shares_prefixes() || lens.contains(&0) {
             return Ok(());
         }
         let mut heads: Vec<&[u32]> = Vec::new();
@@ -100,6 +102,10 @@ impl Proposer for ModelProposer<'_> {
 
     fn gather(&mut self, rows: &[usize]) -> Result<()> {
         self.contexts.gather(rows)
+    }
+
+    fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
+        self.contexts.keep(row, window)
     }
 
     fn computed(&self) -> Computed {

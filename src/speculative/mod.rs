@@ -37,6 +37,7 @@ pub use report::{PositionReport, SpeculationReport, SpeculativeStep};
 pub use script::Scripted;
 
 use crate::contexts::Contexts;
+use crate::prefix::Prefixes;
 use crate::sampling::{Distribution, Purpose};
 use crate::{CacheStorage, Error, Gpt2, Result};
 use autoregressive::{ExitProposer, ModelProposer};
@@ -152,17 +153,23 @@ impl Draft {
         }
     }
 
-    /// This source at work on rows of up to `capacity` tokens; caches hold `cache_dtype`, or else the draft's type.
+    /// The model that it runs besides the target, if it does.
+    pub(crate) fn model(&self) -> Option<&Gpt2> {
+        match self {
+            Self::Model(model) => Some(model),
+            Self::Scripted(script) => script.model.as_ref(),
+            Self::Ngram(_) | Self::EarlyExit { .. } | Self::Function(_) => None,
+        }
+    }
+
+    /// This source at work.
     fn proposer<'a>(
         &'a self,
         target: &Gpt2,
         storage: CacheStorage,
-        capacity: usize,
-        cache_dtype: Option<DType>,
+        caches: DraftCaches,
     ) -> Result<Box<dyn Proposer + 'a>> {
-        let model = |model: &'a Gpt2| {
-            ModelProposer::new(model, storage, capacity, cache_dtype.unwrap_or_else(|| model.dtype()))
-        };
+        let model = |model: &'a Gpt2| ModelProposer::new(model, storage, caches);
         let vocab_size = target.config().vocab_size;
         Ok(match self {
             Self::Model(draft) => Box::new(model(draft)?),
@@ -199,6 +206,16 @@ impl Proposer for FunctionProposer<'_> {
     }
 }
 
+/// What a draft's model keeps of rows.
+pub(crate) struct DraftCaches {
+    /// Most tokens of a row.
+    pub capacity: usize,
+    /// Element type; none: the draft's own.
+    pub dtype: Option<DType>,
+    /// What is known of rows from before.
+    pub prefixes: Option<Prefixes>,
+}
+
 /// Speculation at work on a generation.
 pub(crate) struct Speculating<'a> {
     proposer: Box<dyn Proposer + 'a>,
@@ -216,11 +233,10 @@ impl<'a> Speculating<'a> {
         draft: &'a Draft,
         rules: Rules,
         target: &Gpt2,
-        capacity: usize,
-        cache_dtype: Option<DType>,
+        caches: DraftCaches,
     ) -> Result<Self> {
         Ok(Self {
-            proposer: draft.proposer(target, speculation.storage, capacity, cache_dtype)?,
+            proposer: draft.proposer(target, speculation.storage, caches)?,
             rules,
             policy: Policy::new(speculation.draft_len),
             step: SpeculativeStep::default(),
@@ -282,6 +298,11 @@ impl<'a> Speculating<'a> {
 
     pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
         self.proposer.gather(rows)
+    }
+
+    /// Keeps what is known of a row for rows to come.
+    pub fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
+        self.proposer.keep(row, window)
     }
 
     pub fn kv_bytes(&self) -> usize {

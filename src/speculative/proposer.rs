@@ -92,6 +92,11 @@ pub trait Proposer: Send {
         Ok(())
     }
 
+    /// Keeps what a model of its own knows of a row for rows to come, if there is a cache of prefixes.
+    fn keep(&self, _row: usize, _window: &[u32]) -> Result<()> {
+        Ok(())
+    }
+
     /// What has gone through a model of its own.
     fn computed(&self) -> Computed {
         Computed::default()

@@ -88,6 +88,10 @@ impl Proposer for ScriptProposer<'_> {
         self.model.as_mut().map_or(Ok(()), |model| model.gather(rows))
     }
 
+    fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
+        self.model.as_ref().map_or(Ok(()), |model| model.keep(row, window))
+    }
+
     fn computed(&self) -> Computed {
         self.model.as_ref().map_or_else(Computed::default, Proposer::computed)
     }

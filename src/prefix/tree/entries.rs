@@ -13,7 +13,7 @@ pub struct Entry<'a, N, P> {
     pub ids: &'a [u32],
     /// What it holds for them.
     pub payload: &'a P,
-    /// Behind how many of its tokens sequences end that were put in.
+    /// Behind how many of its tokens marked sequences end.
     pub ends: Vec<usize>,
 }
 

@@ -87,7 +87,7 @@ struct Node<N, P> {
     children: BTreeMap<u32, NodeId>,
     ids: Vec<u32>,
     payload: P,
-    /// Where whole sequences that were inserted end: behind so many of the tokens.
+    /// Where marked sequences end: behind so many of the tokens.
     ends: BTreeSet<usize>,
     /// How often the first so many of the tokens are pinned.
     pins: BTreeMap<usize, usize>,
@@ -128,7 +128,7 @@ impl TreeStats {
 pub struct Match<'a, P> {
     /// Payloads along the path, and how many of the tokens of each belong to the sequence: all, but for the last.
     pub parts: Vec<(&'a P, usize)>,
-    /// Whether a sequence that was inserted ends where the match does.
+    /// Whether a sequence that was [marked](RadixTree::mark) ends where the match does.
     pub is_end: bool,
 }
 
@@ -239,10 +239,18 @@ impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
         // Only now, so that what the sequence leaves behind in a node that was split stays as old as it was.
         let path = self.walk(space, ids);
         self.touch(&path);
-        let (last, tokens) = path[path.len() - 1];
-        self.node_mut(last).ends.insert(tokens);
         self.stats.inserted_tokens += new;
         Ok(new)
+    }
+
+    /// Remembers that a sequence ends here, and not only in the middle of others; returns whether all of it is held.
+    pub fn mark(&mut self, space: N, ids: &[u32]) -> bool {
+        let path = self.walk(space, ids);
+        let is_held = path.iter().map(|(_, tokens)| tokens).sum::<usize>() == ids.len();
+        if let (Some(&(id, tokens)), true) = (path.last(), is_held) {
+            self.node_mut(id).ends.insert(tokens);
+        }
+        is_held
     }
 
     /// Nodes from the root down that `ids` leads through, and how many of the tokens of each it has.
