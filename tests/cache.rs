@@ -58,6 +58,8 @@ enum Step {
     Append(Vec<Vec<u32>>),
     Reserve(usize),
     CopyRow(usize, Vec<u32>),
+    /// Each row goes on with such a text, of which another cache made keys and values, in two segments cut there.
+    AppendSegments(Vec<Vec<u32>>, usize),
     Truncate(usize, usize),
     Fork(usize),
     Gather(Vec<usize>),
@@ -67,9 +69,11 @@ enum Step {
 fn step() -> impl Strategy<Value = Step> {
     let ids = proptest::collection::vec(0_u32..61, 1..9);
     let text = proptest::collection::vec(0_u32..61, 0..12);
+    let more = proptest::collection::vec(0_u32..61, 0..6);
     prop_oneof![
         1 => any::<usize>().prop_map(Step::Reserve),
         1 => (any::<usize>(), text).prop_map(|(row, text)| Step::CopyRow(row, text)),
+        2 => (proptest::collection::vec(more, 1..4), any::<usize>()).prop_map(|(more, cut)| Step::AppendSegments(more, cut)),
         6 => proptest::collection::vec(ids, 1..4).prop_map(Step::Append),
         2 => (any::<usize>(), any::<usize>()).prop_map(|(row, len)| Step::Truncate(row, len)),
         1 => any::<usize>().prop_map(Step::Fork),
@@ -125,6 +129,30 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
                 cache.reserve(text.len()).unwrap();
                 cache.copy_row(row, &other, 1).unwrap();
                 texts[row].clone_from(text);
+            }
+            Step::AppendSegments(more, cut) => {
+                let more: Vec<Vec<u32>> = (0..texts.len()).map(|row| more[row % more.len()].clone()).collect();
+                let longest = texts.iter().zip(&more).map(|(text, more)| text.len() + more.len()).max().unwrap();
+                if longest > n_positions {
+                    continue;
+                }
+                cache.reserve(longest).unwrap();
+                let segments = |(text, more): (&Vec<u32>, &Vec<u32>)| {
+                    if more.is_empty() {
+                        return vec![];
+                    }
+                    let whole = [&text[..], more].concat();
+                    let mut other = new_cache(STORAGES[cut % 2], 2, n_positions, dtype);
+                    append(model, &mut other, &[vec![1], whole.clone()], Logits::Last);
+                    let (start, cut) = (text.len(), text.len() + cut % more.len());
+                    let last = other.segment(1, cut..whole.len()).unwrap();
+                    assert_eq!((last.tokens(), last.dtype()), (whole.len() - cut, dtype));
+                    // A longer one, of which a part is used.
+                    let first = other.segment(1, start..whole.len()).unwrap();
+                    vec![(first, cut - start), (last, whole.len() - cut)]
+                };
+                cache.append_segments(&texts.iter().zip(&more).map(segments).collect::<Vec<_>>()).unwrap();
+                texts.iter_mut().zip(more).for_each(|(text, more)| text.extend(more));
             }
             Step::Truncate(row, len) => {
                 let row = row % texts.len();
@@ -286,6 +314,57 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(matches!(model.cache(CacheStorage::Preallocated, 1, 25), Err(Error::Mismatch { .. })));
     let error = model.cache(CacheStorage::Preallocated, usize::MAX / 8, 24).unwrap_err();
     assert!(matches!(error, Error::Mismatch { .. }));
+}
+
+#[test]
+fn segments_that_do_not_fit_are_errors_and_change_nothing() {
+    let model = random_model(small_config());
+    for storage in STORAGES {
+        let mut cache = model.cache(storage, 2, 10).unwrap();
+        append(&model, &mut cache, &[vec![1, 2, 3], vec![4]], Logits::Last);
+        assert!(matches!(cache.segment(2, 0..1), Err(Error::Mismatch { .. })));
+        for positions in [0..0, 2..4, 1..1, 5..9] {
+            assert!(matches!(cache.segment(0, positions), Err(Error::Mismatch { .. })));
+        }
+        let segment = cache.segment(0, 0..3).unwrap();
+        assert_eq!((segment.tokens(), segment.bytes()), (3, 2 * 2 * 3 * 24 * 4));
+        let mut refuse = |rows: &[Vec<_>]| {
+            let error = cache.append_segments(rows).unwrap_err();
+            assert_eq!(cache.lens(), [3, 1]);
+            error
+        };
+        assert!(matches!(refuse(&[vec![]]), Error::Mismatch { .. }));
+        assert!(matches!(refuse(&[vec![], vec![(segment.clone(), 4)]]), Error::Mismatch { .. }));
+        let full = vec![(segment.clone(), 3); 3];
+        assert!(matches!(refuse(&[full, vec![]]), Error::CacheFull { row: 0, tokens: 12, capacity: 10 }));
+        let deep = random_model(Gpt2Config { n_layer: 3, ..small_config() });
+        let mut other = deep.cache(storage, 1, 10).unwrap();
+        append(&deep, &mut other, &[vec![1]], Logits::Last);
+        assert!(matches!(refuse(&[vec![], vec![(other.segment(0, 0..1).unwrap(), 1)]]), Error::Mismatch { .. }));
+    }
+}
+
+#[test]
+fn a_cache_begun_with_segments_is_in_place_and_as_large_as_another() {
+    let model = random_model(small_config());
+    for storage in STORAGES {
+        let mut first = model.cache(storage, 1, 20).unwrap();
+        append(&model, &mut first, &[vec![1, 2, 3, 4]], Logits::Last);
+        let rows = vec![vec![(first.segment(0, 0..4).unwrap(), 4)], vec![(first.segment(0, 0..2).unwrap(), 2)], vec![]];
+        let new = |rows| KvCache::with_segments(model.config(), storage, 20, DType::F32, &device(), rows);
+        let mut cache = new(&rows).unwrap();
+        assert_eq!((cache.lens(), cache.storage(), cache.capacity()), ([4, 2, 0].as_slice(), storage, 20));
+        let positions = if storage == CacheStorage::Preallocated { 20 } else { 4 };
+        assert_eq!(cache.bytes().reserved, 2 * 2 * 3 * positions * 24 * 4);
+        let before = address(cache.buffers(0).unwrap().0);
+        let logits = append(&model, &mut cache, &[vec![5], vec![3], vec![1]], Logits::Last);
+        for (logits, text) in logits.iter().zip([&[1, 2, 3, 4, 5][..], &[1, 2, 3], &[1]]) {
+            assert_same(logits, &logits_of(&model, text).pop().unwrap());
+        }
+        let is_in_place = address(cache.buffers(0).unwrap().0) == before;
+        assert_eq!(is_in_place, storage == CacheStorage::Preallocated);
+        assert!(matches!(new(&[]), Err(Error::EmptyBatch)));
+    }
 }
 
 #[test]

@@ -99,14 +99,17 @@ proptest! {
     }
 
     #[test]
-    fn forwards_cost_as_little_as_they_can(lens in proptest::collection::vec(1_usize..40, 1..8)) {
+    fn forwards_cost_as_little_as_they_can(lens in proptest::collection::vec(1_usize..60, 1..8)) {
         // Disjoint prompts: what is grouped is their whole lengths.
         let prompts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(first, &len)| vec![first as u32; len]).collect();
         let plan = plan(&prompts, &[], Reuse::Radix);
         let cost = |places: &[usize]| {
             8 + places.len() * places.iter().map(|&place| plan.pieces()[place].tokens()).max().unwrap()
         };
-        prop_assert_eq!(plan.forwards().map(cost).sum::<usize>(), least_cost(&lens));
+        // In more than one forward, all tokens are copied once more, 32 in the time in which one is computed.
+        let (least, together) = (least_cost(&lens), 8 + lens.len() * lens.iter().max().unwrap());
+        let least = if together <= least + lens.iter().sum::<usize>() / 32 { together } else { least };
+        prop_assert_eq!(plan.forwards().map(cost).sum::<usize>(), least);
         let places: usize = plan.forwards().map(|places| cost(places) - 8).sum();
         prop_assert_eq!(plan.padding_tokens(), places - plan.computed_tokens());
     }

@@ -1,5 +1,7 @@
 //! [`Threads`]: how many threads the CPU computes with.
 
+use rayon::prelude::*;
+
 use crate::DeviceError;
 
 /// A pool of threads for the CPU backend.
@@ -44,6 +46,12 @@ impl Threads {
         rayon::scope(|_| work())
     }
 
+    /// Runs `work` on each of `items`, on the threads that compute here: for what moves memory, which burn's own operations do
+    /// on one.
+    pub fn for_each<T: Send>(items: Vec<T>, work: impl Fn(T) + Send + Sync) {
+        items.into_par_iter().for_each(work);
+    }
+
     /// How many threads there are.
     pub fn count(&self) -> usize {
         self.pool.current_num_threads()
@@ -64,6 +72,9 @@ mod tests {
         let threads = Threads::new(3).unwrap();
         assert_eq!(threads.count(), 3);
         assert_eq!(threads.install(Threads::current), 3);
+        let (mut numbers, places) = (vec![0; 50], (1..=50).collect::<Vec<_>>());
+        Threads::for_each(numbers.iter_mut().zip(places).collect(), |(number, place)| *number = place);
+        assert_eq!(numbers.iter().sum::<i32>(), 51 * 25);
         assert!(matches!(Threads::new(1_000_000), Err(DeviceError::Threads { threads: 1_000_000, .. })));
     }
 }

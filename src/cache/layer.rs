@@ -59,28 +59,30 @@ impl LayerCache {
         });
     }
 
-    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row;
-    /// buffers of `shape` are made if there are none, and lengthened if they are shorter.
-    pub fn append_rows(
-        &mut self,
-        rows: &[Vec<Segment>],
-        lens: &[usize],
-        shape: [usize; 4],
-        dtype: DType,
-        filled: usize,
-        device: &Device,
-    ) {
-        if self.held.is_none() {
-            *self = Self::preallocated(shape, dtype, device);
-        }
+    /// Buffers of `shape` that hold the parts `rows[b]`, `[1, H, n, D]` each, one after the other from the beginning of each
+    /// row on.
+    pub fn with_rows(rows: &[Vec<Segment>], shape: [usize; 4], dtype: DType, device: &Device) -> Self {
+        // All of it is written below, and once.
+        let write =
+            |part: Part| write_rows(Tensor::empty(shape, (device, dtype)), rows, &vec![0; rows.len()], part, true);
+        Self { held: Some(Segment { keys: write(|part| &part.keys), values: write(|part| &part.values) }) }
+    }
+
+    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row, into
+    /// buffers that are lengthened if they are shorter than `capacity`.
+    pub fn append_rows(&mut self, rows: &[Vec<Segment>], lens: &[usize], capacity: usize) {
+        let filled = lens.iter().copied().max().unwrap_or(0);
         self.held = self.held.take().map(|held| {
-            let capacity = held.keys.dims()[2].max(shape[2]);
-            let write = |buffer: Tensor<4>, part: fn(&Segment) -> &Tensor<4>| {
-                let rows = rows.iter().map(|parts| parts.iter().map(part));
-                write_rows(extend(buffer, filled, capacity), rows.zip(lens))
-            };
+            let capacity = held.keys.dims()[2].max(capacity);
+            let write =
+                |buffer: Tensor<4>, part: Part| write_rows(extend(buffer, filled, capacity), rows, lens, part, false);
             Segment { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
         });
+    }
+
+    /// Whether there are buffers.
+    pub fn is_made(&self) -> bool {
+        self.held.is_some()
     }
 
     /// Writes `new` in place behind `lens`, and returns the filled part of the buffers.
@@ -139,22 +141,29 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
     }
 }
 
-/// Writes parts, `[1, H, n, D]` each, one after the other behind the `len` positions of each row.
-fn write_rows<'a>(
-    buffer: Tensor<4>,
-    rows: impl Iterator<Item = (impl Iterator<Item = &'a Tensor<4>>, &'a usize)>,
-) -> Tensor<4> {
+/// The keys or the values of a segment.
+type Part = fn(&Segment) -> &Tensor<4>;
+
+/// Writes parts, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row, and then, if `to_the_end`,
+/// something finite.
+fn write_rows(buffer: Tensor<4>, rows: &[Vec<Segment>], lens: &[usize], part: Part, to_the_end: bool) -> Tensor<4> {
     let shape = buffer.dims();
     let [batch, heads, capacity, head_dim] = shape;
+    let one = Tensor::<2>::ones([1, 1], (&buffer.device(), buffer.dtype()));
     // As a matrix, all positions of a head lie in one stretch of memory and are copied at once.
     let mut flat: Tensor<2> = buffer.reshape([batch * heads, capacity * head_dim]);
-    for (row, (parts, &len)) in rows.enumerate() {
+    for (row, (parts, &len)) in rows.iter().zip(lens).enumerate() {
+        let heads_of_row = row * heads..(row + 1) * heads;
         let mut start = len * head_dim;
-        for part in parts {
+        for part in parts.iter().map(part) {
             let end = start + part.dims()[2] * head_dim;
             let part = part.clone().reshape([heads, end - start]);
-            flat = flat.slice_assign([row * heads..(row + 1) * heads, start..end], part);
+            flat = flat.slice_assign([heads_of_row.clone(), start..end], part);
             start = end;
+        }
+        let end = capacity * head_dim;
+        if to_the_end && start < end {
+            flat = flat.slice_assign([heads_of_row, start..end], one.clone().expand([heads, end - start]));
         }
     }
     flat.reshape(shape)

@@ -4,10 +4,10 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::KvCache;
-use super::layer::own;
+use super::layer::{LayerCache, own};
+use super::{CacheStorage, KvCache};
 use crate::model::attention::Segment;
-use crate::{Error, Result};
+use crate::{Error, Gpt2Config, Result, Threads};
 
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
@@ -84,6 +84,27 @@ impl KvCache {
         Ok(KvSegment { layers: self.layers.iter().filter_map(|layer| layer.buffers()).map(both).collect() })
     }
 
+    /// As [`new`](Self::new) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
+    /// the same memory twice.
+    ///
+    /// # Errors
+    ///
+    /// As both.
+    pub fn with_segments(
+        config: &Gpt2Config,
+        storage: CacheStorage,
+        capacity: usize,
+        dtype: DType,
+        device: &Device,
+        rows: &[Vec<(KvSegment, usize)>],
+    ) -> Result<Self> {
+        // A growing cache has no buffers yet.
+        let mut cache = Self::new(config, CacheStorage::Growing, rows.len(), capacity, dtype, device)?;
+        cache.storage = storage;
+        cache.append_segments(rows)?;
+        Ok(cache)
+    }
+
     /// Appends to each row `b` the segments `rows[b]`, one after the other, and of each so many tokens from its beginning
     /// as stand beside it.
     ///
@@ -94,21 +115,30 @@ impl KvCache {
     /// was.
     pub fn append_segments(&mut self, rows: &[Vec<(KvSegment, usize)>]) -> Result<()> {
         let lens = self.check_segments(rows)?;
-        let longest = lens.iter().copied().max().unwrap_or(0);
-        if longest == self.longest() && lens == self.lens {
-            return Ok(());
-        }
         let [_, heads, head_dim, _] = self.shape;
-        let shape = [self.batch(), heads, longest, head_dim];
-        let filled = self.longest();
-        for (index, layer) in self.layers.iter_mut().enumerate() {
+        // What the buffers must hold.
+        let positions = match self.storage {
+            CacheStorage::Preallocated => self.capacity,
+            CacheStorage::Growing => lens.iter().copied().max().unwrap_or(0),
+        };
+        let shape = [self.batch(), heads, positions, head_dim];
+        let fill = |(index, layer): (usize, &mut LayerCache)| {
             let part = |(segment, tokens): &(KvSegment, usize)| {
                 let Segment { keys, values } = segment.layers[index].clone();
                 Segment { keys: keys.narrow(2, 0, *tokens), values: values.narrow(2, 0, *tokens) }.cast(self.dtype)
             };
             let rows: Vec<Vec<Segment>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(part).collect()).collect();
-            layer.append_rows(&rows, &self.lens, shape, self.dtype, filled, &self.device);
+            match layer.is_made() {
+                true => layer.append_rows(&rows, &self.lens, positions),
+                false => *layer = LayerCache::with_rows(&rows, shape, self.dtype, &self.device),
+            }
+        };
+        let layers = self.layers.iter_mut().enumerate().filter(|_| positions > 0);
+        match crate::backends::has_kernels(&self.device) {
+            // Most of the time goes into asking for memory, which threads do faster.
+            true => Threads::for_each(layers.collect(), fill),
+            false => layers.for_each(fill),
         }
         self.lens = lens;
         Ok(())

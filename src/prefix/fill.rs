@@ -133,6 +133,9 @@ impl Prefixes {
     }
 }
 
+/// Segments one behind the other, and how many tokens of each belong to a sequence.
+type Path = Vec<(KvSegment, usize)>;
+
 /// A plan being carried out.
 struct Work<'a> {
     model: &'a Gpt2,
@@ -150,8 +153,7 @@ impl Work<'_> {
     fn run(mut self) -> Result<(KvCache, Vec<f32>, Vec<KvSegment>)> {
         for places in self.plan.shared_forwards() {
             let mut cache = self.scratch(places)?;
-            let tokens = self.start(places, &mut cache)?;
-            self.model.hidden_states(&tokens, &mut cache)?;
+            self.model.hidden_states(&self.tokens(places)?, &mut cache)?;
             self.take_segments(places, &cache)?;
         }
         let (cache, logits) = match self.plan.end_forwards() {
@@ -163,9 +165,8 @@ impl Work<'_> {
 
     /// The ends of all prompts in one forward, which writes where they are to be.
     fn ends_in_place(&mut self, places: &[usize]) -> Result<(KvCache, Vec<f32>)> {
-        let mut cache = self.cache(self.new.storage, places.len(), self.new.capacity)?;
-        let tokens = self.start(places, &mut cache)?;
-        let logits = on_host(self.model.forward(&tokens, &mut cache, Logits::Last)?)?;
+        let mut cache = self.cache(self.new.storage, self.new.capacity, &self.before(places))?;
+        let logits = on_host(self.model.forward(&self.tokens(places)?, &mut cache, Logits::Last)?)?;
         self.take_segments(places, &cache)?;
         Ok((cache, logits))
     }
@@ -178,48 +179,47 @@ impl Work<'_> {
         let mut logits = vec![0.0; distinct * vocab_size];
         for places in groups {
             let mut cache = self.scratch(places)?;
-            let tokens = self.start(places, &mut cache)?;
-            let values = on_host(self.model.forward(&tokens, &mut cache, Logits::Last)?)?;
+            let values = on_host(self.model.forward(&self.tokens(places)?, &mut cache, Logits::Last)?)?;
             for (place, values) in places.iter().zip(values.chunks_exact(vocab_size)) {
                 logits[(place - first) * vocab_size..][..vocab_size].copy_from_slice(values);
             }
             self.take_segments(places, &cache)?;
         }
-        let mut cache = self.cache(self.new.storage, distinct, self.new.capacity)?;
         let whole = |place: usize| {
             let piece = self.plan.pieces()[place];
             self.path(piece.prompt, piece.end, Some(place))
         };
-        cache.append_segments(&(first..first + distinct).map(whole).collect::<Vec<_>>())?;
-        Ok((cache, logits))
+        let rows: Vec<_> = (first..first + distinct).map(whole).collect();
+        Ok((self.cache(self.new.storage, self.new.capacity, &rows)?, logits))
     }
 
-    fn cache(&self, storage: CacheStorage, rows: usize, capacity: usize) -> Result<KvCache> {
-        KvCache::new(self.model.config(), storage, rows, capacity, self.new.dtype, &self.model.device())
+    fn cache(&self, storage: CacheStorage, capacity: usize, rows: &[Path]) -> Result<KvCache> {
+        KvCache::with_segments(self.model.config(), storage, capacity, self.new.dtype, &self.model.device(), rows)
     }
 
-    /// A cache for some pieces and what is before them.
+    /// A cache that holds what is before some pieces, with room for them.
     fn scratch(&self, places: &[usize]) -> Result<KvCache> {
         let longest = self.pieces(places).map(|piece| piece.end).max().unwrap_or(1);
-        self.cache(CacheStorage::Growing, places.len(), longest)
+        self.cache(CacheStorage::Growing, longest, &self.before(places))
     }
 
     fn pieces(&self, places: &[usize]) -> impl Iterator<Item = Piece> {
         places.iter().map(|&place| self.plan.pieces()[place])
     }
 
-    /// Fills the rows of an empty cache with what is before the pieces; returns the pieces' own tokens.
-    fn start(&self, places: &[usize], cache: &mut KvCache) -> Result<TokenBatch> {
-        let paths: Vec<_> =
-            self.pieces(places).map(|piece| self.path(piece.prompt, piece.start, piece.before)).collect();
-        cache.append_segments(&paths)?;
-        let new: Vec<&[u32]> =
-            self.pieces(places).map(|piece| &self.prompts[piece.prompt][piece.start..piece.end]).collect();
-        TokenBatch::new(&new, self.model)
+    /// What is before each piece.
+    fn before(&self, places: &[usize]) -> Vec<Path> {
+        self.pieces(places).map(|piece| self.path(piece.prompt, piece.start, piece.before)).collect()
+    }
+
+    /// The tokens of each piece.
+    fn tokens(&self, places: &[usize]) -> Result<TokenBatch> {
+        let ids = self.pieces(places).map(|piece| &self.prompts[piece.prompt][piece.start..piece.end]);
+        TokenBatch::new(&ids.collect::<Vec<_>>(), self.model)
     }
 
     /// Segments of the first `tokens` tokens of a prompt, of which piece `last` has the last ones; none: they are held.
-    fn path(&self, prompt: usize, tokens: usize, last: Option<usize>) -> Vec<(KvSegment, usize)> {
+    fn path(&self, prompt: usize, tokens: usize, last: Option<usize>) -> Path {
         let (mut path, mut end, mut next) = (Vec::new(), tokens, last);
         while let Some(place) = next {
             let piece = self.plan.pieces()[place];

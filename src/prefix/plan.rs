@@ -10,6 +10,9 @@ use crate::Gpt2Config;
 /// Tokens whose computation takes as long as reading the weights does, which is what another forward costs.
 const FORWARD_TOKENS: usize = 8;
 
+/// Tokens whose keys and values are copied in the time in which one is computed.
+const COPIED_TOKENS: usize = 32;
+
 /// Consecutive tokens of a prompt that are computed in one forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -162,16 +165,28 @@ impl Plan {
         self.shared = levels.iter().flat_map(|places| self.grouped(places)).collect();
 
         let first_end = self.pieces.len();
-        for at in 0..self.distinct.len() {
+        for (at, (&shared, &held)) in shared.iter().zip(&self.held).enumerate() {
             let end = ids(at).len();
-            let start = shared[at].min(end.saturating_sub(1)).max(self.held[at]);
-            let path = tree.peek(self.held[at], &ids(at)[..start]);
-            let last = path.parts.last().filter(|_| start > self.held[at]);
+            let start = shared.min(end.saturating_sub(1)).max(held);
+            let path = tree.peek(held, &ids(at)[..start]);
+            let last = path.parts.last().filter(|_| start > held);
             let before = last.and_then(|(stretch, _)| places.get(&(stretch.prompt, stretch.end)).copied());
             self.pieces.push(Piece { prompt: self.distinct[at], start, end, before });
         }
         let ends: Vec<usize> = (first_end..self.pieces.len()).collect();
         self.ends = self.grouped(&ends);
+        // In one forward, they are written where they are to be; in several, all rows are copied once more.
+        let copied = self.distinct.iter().map(|&prompt| prompts[prompt].len()).sum::<usize>();
+        let together = vec![ends];
+        if self.cost(&together) <= self.cost(&self.ends) + copied / COPIED_TOKENS {
+            self.ends = together;
+        }
+    }
+
+    /// What forwards of these pieces cost, in tokens.
+    fn cost(&self, forwards: &[Vec<usize>]) -> usize {
+        let longest = |places: &[usize]| places.iter().map(|&place| self.pieces[place].tokens()).max().unwrap_or(0);
+        forwards.iter().map(|places| FORWARD_TOKENS + places.len() * longest(places)).sum()
     }
 
     /// Groups pieces so that what forwards cost and what they compute in vain behind the ends of shorter pieces is least.
