@@ -15,7 +15,7 @@ use std::process::ExitCode;
 
 use clap::{Parser, ValueEnum};
 use common::draft::{self, DraftArgs};
-use common::model::{ModelArgs, FloatType};
+use common::model::{FloatType, ModelArgs};
 use common::{Failure, Switch, prompts::PromptArgs};
 use gpt2_burn::CacheStorage;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};

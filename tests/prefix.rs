@@ -4,6 +4,7 @@ mod common;
 
 use common::{STORAGES, fixture, greedy, ids_of, load, random_model, small_config};
 use gpt2_burn::burn::tensor::DType;
+use gpt2_burn::burn::tensor::s;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generator, Output};
 use gpt2_burn::prefix::{Fingerprint, PrefixCache, Reuse};
 use gpt2_burn::sampling::Sampling;
@@ -235,7 +236,7 @@ fn models_do_not_mix() {
     let mut changed = plain.clone();
     let gamma = changed.h[1].ln_2.gamma.val();
     let value = gamma.clone().narrow(0, 3, 1) + 1e-3;
-    changed.h[1].ln_2.gamma = gpt2_burn::burn::module::Param::from_tensor(gamma.slice_assign([3..4], value));
+    changed.h[1].ln_2.gamma = gpt2_burn::burn::module::Param::from_tensor(gamma.slice_assign(s![3..4], value));
     let changed = with_prefixes(&changed, CacheStorage::Growing, &prefixes);
     assert_eq!(run(&changed, &prompts), (5, 0));
     let growing = with_prefixes(&plain, CacheStorage::Growing, &prefixes);

@@ -1,6 +1,7 @@
 //! [`Gpt2Ops`] on burn's own tensors.
 
 use burn::backend::Dispatch;
+use burn::backend::ExecutionError;
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData, bf16, f16};
 
 use crate::ops::{GROUP, Gelu, Gpt2Ops, QUAD, TILE};
@@ -131,9 +132,16 @@ impl PackedMatrix {
         [self.inputs, self.outputs]
     }
 
-    /// The packed elements, `[tiles, inputs, 32]`.
-    pub fn tiles(&self) -> Tensor<3> {
-        self.tiles.clone()
+    /// The packed elements, as they lie on the device: one tensor, or whole numbers and their scales.
+    ///
+    /// # Errors
+    ///
+    /// If the device does not hand them over.
+    pub fn try_data(&self) -> Result<Vec<TensorData>, ExecutionError> {
+        Ok(match self.elements.clone() {
+            Elements::Float(tiles) => vec![tiles.try_into_data()?],
+            Elements::Int8 { weights, scales } => vec![weights.try_into_data()?, scales.try_into_data()?],
+        })
     }
 
     /// Bytes that it takes.

@@ -20,7 +20,7 @@ use std::process::ExitCode;
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
 use common::draft::DraftArgs;
-use common::model::{ModelArgs, FloatType};
+use common::model::{FloatType, ModelArgs};
 use common::{Failure, at_least_one};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};

@@ -97,12 +97,12 @@ impl Gpt2 {
         self.packed_head.is_some()
     }
 
-    /// The packed elements of every matrix, which are no parameters any more.
-    pub(crate) fn packed_matrices(&self) -> impl Iterator<Item = Tensor<3>> {
+    /// The packed matrices, which are no parameters any more.
+    pub(crate) fn packed_matrices(&self) -> impl Iterator<Item = &PackedMatrix> {
         let linears = self.h.iter().flat_map(|block| {
             [&block.attn.c_attn, &block.attn.c_proj, &block.mlp.c_fc, &block.mlp.c_proj].map(|linear| &linear.packed)
         });
-        linears.chain([&self.packed_head]).flatten().map(|packed| packed.matrix.tiles())
+        linears.chain([&self.packed_head]).flatten().map(|packed| &packed.matrix)
     }
 
     /// Fails if the model was prepared and then moved to where its packed matrices are not.

@@ -3,7 +3,7 @@
 use std::fmt;
 
 use burn::module::{Module, ModuleVisitor, Param};
-use burn::tensor::{DType, Tensor};
+use burn::tensor::{DType, Tensor, TensorData};
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::{Error, Gpt2, Result};
@@ -26,7 +26,10 @@ impl Fingerprint {
         let what = (config.n_head, config.n_positions, config.activation_function, config.layer_norm_epsilon);
         hasher.hash.update(format!("{how:?} {what:?}").as_bytes());
         model.visit(&mut hasher);
-        model.packed_matrices().for_each(|matrix| hasher.add(matrix));
+        for matrix in model.packed_matrices() {
+            let data = matrix.try_data().map_err(|error| Error::Execution(error.to_string()))?;
+            data.iter().for_each(|data| hasher.add_data(data));
+        }
         match hasher.failure {
             Some(failure) => Err(Error::Execution(failure)),
             None => Ok(Self(hasher.hash.digest128())),
@@ -60,12 +63,14 @@ struct Hasher {
 impl Hasher {
     fn add<const D: usize>(&mut self, tensor: Tensor<D>) {
         match tensor.try_into_data() {
-            Ok(data) => {
-                self.hash.update(format!("{:?} {:?}", data.shape(), data.dtype()).as_bytes());
-                self.hash.update(data.bytes());
-            }
+            Ok(data) => self.add_data(&data),
             Err(error) => self.failure = Some(error.to_string()),
         }
+    }
+
+    fn add_data(&mut self, data: &TensorData) {
+        self.hash.update(format!("{:?} {:?}", data.shape(), data.dtype()).as_bytes());
+        self.hash.update(data.bytes());
     }
 }
 

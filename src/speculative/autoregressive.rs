@@ -147,13 +147,14 @@ mod tests {
     use crate::sampling::Sampling;
     use crate::speculative::Acceptance;
     use crate::{CacheStorage, Gpt2Config};
-    use burn::tensor::DType;
 
     const RULES: Rules = Rules {
         sampling: Sampling { temperature: 1.0, top_k: None, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 },
         seed: 3,
         acceptance: Acceptance::Rejection,
     };
+
+    const CACHES: DraftCaches = DraftCaches { capacity: 40, dtype: None, prefixes: None };
 
     fn model() -> Gpt2 {
         let config = Gpt2Config {
@@ -179,7 +180,7 @@ mod tests {
     /// What a proposer that has seen nothing proposes for each row alone.
     fn fresh(model: &Gpt2, rows: &[DraftRow<'_>]) -> Vec<Vec<u32>> {
         let alone = |row: &DraftRow<'_>| {
-            let mut proposer = ModelProposer::new(model, CacheStorage::Growing, 40, DType::F32).unwrap();
+            let mut proposer = ModelProposer::new(model, CacheStorage::Growing, CACHES).unwrap();
             let draft = proposer.propose_with(&[*row], |row, text, logits| RULES.draw(row, text, logits)).unwrap();
             ids(&draft).pop().unwrap()
         };
@@ -190,7 +191,7 @@ mod tests {
     fn what_was_rejected_is_forgotten_and_what_was_missed_is_caught_up() {
         let model = model();
         for storage in [CacheStorage::Growing, CacheStorage::Preallocated] {
-            let mut proposer = ModelProposer::new(&model, storage, 40, DType::F32).unwrap();
+            let mut proposer = ModelProposer::new(&model, storage, CACHES).unwrap();
             let mut texts = [vec![1, 2, 3, 4], vec![5, 6], vec![7, 8, 9]];
             // Lengths of drafts, and how much of them is accepted.
             for (round, (lens, accepted)) in [
@@ -219,7 +220,7 @@ mod tests {
     #[test]
     fn what_rows_have_in_common_is_computed_once() {
         let model = model();
-        let mut proposer = ModelProposer::new(&model, CacheStorage::Preallocated, 40, DType::F32).unwrap();
+        let mut proposer = ModelProposer::new(&model, CacheStorage::Preallocated, CACHES).unwrap();
         let texts: [Vec<u32>; 4] =
             [[4, 5, 6, 7, 8, 1], [4, 5, 6, 7, 8, 2], [4, 5, 6, 7, 9, 3], [4, 5, 6, 7, 8, 3]].map(|text| text.to_vec());
         let rows: Vec<DraftRow<'_>> = texts.iter().map(|text| row(text, 2)).collect();
