@@ -5,7 +5,8 @@ use std::fmt;
 use crate::CacheStorage;
 use crate::speculative::Speculation;
 
-/// How tokens are computed. Which tokens does not depend on it.
+/// How tokens are computed. Which tokens does not depend on it; where drafts are [accepted by
+/// rejection](crate::speculative::Acceptance::Rejection) and tokens are sampled, their distribution does not.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Decoder {
@@ -13,9 +14,7 @@ pub enum Decoder {
     Naive,
     /// Only the new token, with the keys and values of the others from a cache.
     Kv(CacheStorage),
-    /// As that, but several tokens at once, which a [draft](super::Generator::with_draft) proposes. Ids are the same if they
-    /// are greedy or matched; under [`Acceptance::Rejection`](crate::speculative::Acceptance::Rejection) their distribution
-    /// is.
+    /// As that, but several tokens at once, which a [draft](super::Generator::with_draft) proposes.
     Speculative(Speculation),
 }
 

@@ -1,6 +1,7 @@
 //! Generation: a request in, tokens as they are made, a report at the end.
 //!
-//! There is one loop, in [`Generation`]. Decoders differ in how they obtain the logits of the next position.
+//! There is one loop, in [`Generation`]. Decoders differ in how they obtain the logits of the next position, and of positions
+//! behind it if something is drafted there.
 
 mod decoder;
 mod generation;
@@ -65,7 +66,7 @@ impl Generator {
         Self { tokenizer: tokenizer.into(), ..self }
     }
 
-    /// How tokens are computed; none of the decoders changes which.
+    /// How tokens are computed.
     pub fn with_decoder(self, decoder: Decoder) -> Self {
         Self { decoder, ..self }
     }
