@@ -16,6 +16,7 @@ use std::process::ExitCode;
 use clap::{Parser, ValueEnum};
 use common::draft::{self, DraftArgs};
 use common::model::{FloatType, ModelArgs};
+use common::prefixes::{PrefixArgs, with_bare_flag};
 use common::{Failure, Switch, prompts::PromptArgs};
 use gpt2_burn::CacheStorage;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
@@ -36,6 +37,8 @@ struct Args {
     decoder: Option<DecoderName>,
     #[command(flatten)]
     draft: DraftArgs,
+    #[command(flatten)]
+    prefixes: PrefixArgs,
     /// How the cache holds keys and values
     #[arg(long, value_enum, default_value = "preallocated")]
     cache: CacheName,
@@ -139,13 +142,14 @@ impl Args {
             seed: self.seed,
             stop: Stop { texts: self.stop.clone(), ignore_eos: self.ignore_eos },
             on_context_end: self.on_context_end,
+            keep_generated: self.prefixes.keep_generated,
             ..GenerateRequest::new(self.prompts.read()?)
         })
     }
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::parse_from(with_bare_flag(std::env::args_os()));
     common::run(|| args.model.with_threads(|| generate(&args)))
 }
 
@@ -162,12 +166,16 @@ fn generate(args: &Args) -> Result<(), Failure> {
     if let Some(dtype) = args.cache_dtype {
         generator = generator.with_cache_dtype(dtype.into())?;
     }
+    let (generator, prefixes) = args.prefixes.attach(generator)?;
     let generation = generator.generate(&request)?;
     if args.json {
-        writeln!(std::io::stdout(), "{}", as_json(&generation.finish()?))?;
+        let output = generation.finish()?;
+        args.prefixes.save(prefixes.as_ref())?;
+        writeln!(std::io::stdout(), "{}", as_json(&output))?;
         return Ok(());
     }
     let report = print_stream(generation, &generator, &request)?;
+    args.prefixes.save(prefixes.as_ref())?;
     if std::io::stdout().is_terminal() {
         eprintln!("{}", speed(&report));
     }
@@ -224,8 +232,12 @@ fn speed(report: &Report) -> String {
     let per_token = report.seconds_per_token().map_or(String::new(), |s| format!(", {:.1} ms per token", s * 1e3));
     let speculation = report.speculation.as_ref();
     let speculation = speculation.map_or(String::new(), |report| format!("\n{}", draft::summary(report, None)));
+    let known = match report.reused_prompt_tokens {
+        0 => String::new(),
+        known => format!(" ({known} of them known)"),
+    };
     format!(
-        "[{}] {} prompt tokens in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB{speculation}",
+        "[{}] {} prompt tokens{known} in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB{speculation}",
         report.decoder,
         report.prompt_tokens,
         report.prefill_seconds,
@@ -253,6 +265,8 @@ fn as_json(output: &Output) -> serde_json::Value {
         "completions": output.completions.iter().map(completion).collect::<Vec<_>>(),
         "stats": {
             "prompt_tokens": report.prompt_tokens,
+            "computed_prompt_tokens": report.computed_prompt_tokens,
+            "reused_prompt_tokens": report.reused_prompt_tokens,
             "new_tokens": report.new_tokens,
             "prefill_seconds": report.prefill_seconds,
             "decode_seconds": report.decode_seconds,

@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::path::Path;
 use std::process::Command;
 
@@ -11,6 +12,7 @@ use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::{process_memory, reset_peak_memory};
+use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch, WeightFormat};
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Int8];
@@ -133,5 +135,56 @@ fn a_thousand_generations_leave_nothing_behind() {
             assert!((late as f64) < 1.05 * early as f64, "{storage:?}: {early} bytes after 10, {late} after 1,000");
             println!("{storage:?}: {early} bytes after 10 generations, {late} after 1,000");
         }
+    });
+}
+
+/// Prompts of 40 to 100 tokens; of each three, two begin as some others do.
+fn prefixed_prompt(n: usize) -> Vec<u32> {
+    let shared = if n % 3 == 0 { 0 } else { 30 + n % 7 * 4 };
+    let prefix = (0..shared).map(|at| (n % 14 * 7 + at * at) % 61);
+    let own = (0..40 + n * 37 % 40).map(|at| (n * n * 13 + n / 61 + at * (n % 59 + 1) + at * at * 5) % 61);
+    prefix.chain(own).take(100).map(|id| id as u32).collect()
+}
+
+#[test]
+fn a_cache_of_prefixes_takes_its_budget_and_no_more() {
+    alone("a_cache_of_prefixes_takes_its_budget_and_no_more", "yes", |_| {
+        let model = random_model(Gpt2Config { n_positions: 128, n_embd: 128, n_head: 4, n_layer: 4, ..small_config() });
+        let model = model.prepare(WeightFormat::F32).unwrap();
+        let prompts: Vec<Vec<u32>> = (0..2000).map(prefixed_prompt).collect();
+        let prefixes: BTreeSet<&[u32]> = prompts.iter().flat_map(|ids| (1..=ids.len()).map(|n| &ids[..n])).collect();
+        let needed = prefixes.len() * 2 * 4 * 128 * 4;
+        drop(prefixes);
+        let cache = PrefixCache::new(needed / 10);
+        let plain = Generator::new(model.clone());
+        let shared = Generator::new(model).with_prefix_cache(&cache).unwrap();
+        let ids = |generator: &Generator, prompt: &[u32]| {
+            generator.complete(&greedy(&[prompt.to_vec()], 2)).unwrap().completions.swap_remove(0).ids
+        };
+        // Requests of both kinds are part of what was there before, with nothing kept.
+        let nothing = Generator::new(plain.model().clone()).with_prefix_cache(&PrefixCache::new(0)).unwrap();
+        prompts[..200].iter().for_each(|prompt| assert_eq!(ids(&nothing, prompt), ids(&plain, prompt)));
+        let before = resident();
+        let mut most = before;
+        for (n, prompt) in prompts.iter().enumerate() {
+            let found = ids(&shared, prompt);
+            assert!(cache.bytes() <= cache.budget(), "{} of {} bytes", cache.bytes(), cache.budget());
+            most = most.max(resident());
+            if n % 10 == 0 {
+                assert_eq!(found, ids(&plain, prompt), "prompt {n}");
+            }
+        }
+        let stats = cache.stats();
+        assert!(stats.hit_rate() > 0.2 && stats.evicted_tokens > 0, "{stats:?}");
+        assert!(cache.bytes() > cache.budget() * 8 / 10);
+        // What one request may take besides: its cache, and the segments that it puts in before others go.
+        let request = 2 * 101 * 2 * 4 * 128 * 4;
+        let growth = (most - before - request) as f64 / cache.budget() as f64;
+        let budget = cache.budget() as f64 / 1e6;
+        println!(
+            "{growth:.3} x the budget of {budget:.1} MB besides a request, hit rate {:.3}: {stats:?}",
+            stats.hit_rate()
+        );
+        assert!(growth < 1.1, "resident memory grew by {growth:.3} x the budget of {budget:.1} MB");
     });
 }

@@ -8,6 +8,7 @@ use gpt2_burn::burn::tensor::s;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generator, Output};
 use gpt2_burn::prefix::{Fingerprint, PrefixCache, Reuse};
 use gpt2_burn::sampling::Sampling;
+use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Speculation};
 use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, WeightFormat};
 use proptest::prelude::*;
 
@@ -20,6 +21,15 @@ fn model() -> Gpt2 {
 fn with_prefixes(model: &Gpt2, storage: CacheStorage, prefixes: &PrefixCache) -> Generator {
     let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
     generator.with_prefix_cache(prefixes).unwrap()
+}
+
+/// Drafts are those of a smaller model, and judged so that ids are those of plain sampling.
+fn speculating(model: &Gpt2, storage: CacheStorage) -> Generator {
+    let draft = random_model(Gpt2Config { n_layer: 1, n_embd: 12, ..small_config() });
+    let draft = draft.prepare(WeightFormat::F32).unwrap();
+    let speculation = Speculation { storage, draft_len: DraftLen::Fixed(3), acceptance: Acceptance::Match };
+    let generator = Generator::new(model.clone()).with_decoder(Decoder::Speculative(speculation));
+    generator.with_draft(Draft::Model(draft)).unwrap()
 }
 
 fn generator(prefixes: &PrefixCache) -> Generator {
@@ -83,6 +93,7 @@ proptest! {
         num_samples in 1_usize..3,
         keep_generated in any::<bool>(),
         deterministic in any::<bool>(),
+        speculative in any::<bool>(),
     ) {
         // The kernels' sums have one order, and so have those of the deterministic mode.
         let model = match deterministic {
@@ -90,7 +101,10 @@ proptest! {
             true => random_model(small_config()).with_determinism(true).unwrap(),
         };
         let prefixes = PrefixCache::new(budget).with_reuse(reuse);
-        let shared = with_prefixes(&model, storage, &prefixes);
+        let shared = match speculative {
+            false => with_prefixes(&model, storage, &prefixes),
+            true => speculating(&model, storage).with_prefix_cache(&prefixes).unwrap(),
+        };
         let plain = Generator::new(model).with_decoder(Decoder::Kv(storage));
         for batch in &batches {
             let request = GenerateRequest {
@@ -162,6 +176,33 @@ fn a_prompt_is_known_up_to_its_last_token_the_second_time() {
         assert_eq!(stats.hit_rate(), 17.0 / 25.0);
         // 2 x layers x width x 4 bytes a token.
         assert_eq!((prefixes.tokens(), prefixes.bytes()), (12, 12 * 2 * 2 * 24 * 4));
+    }
+}
+
+#[test]
+fn a_draft_has_prefixes_of_its_own_in_the_same_cache() {
+    let prompts = [(1..15).collect::<Vec<u32>>(), (1..12).chain([40, 41]).collect()];
+    for (storage, keep_generated) in STORAGES.into_iter().flat_map(|storage| [(storage, false), (storage, true)]) {
+        let prefixes = PrefixCache::new(ROOM);
+        let shared = speculating(&model(), storage).with_prefix_cache(&prefixes).unwrap();
+        let plain = speculating(&model(), storage);
+        let request = GenerateRequest { keep_generated, ..greedy(&prompts, 8) };
+        let drafted = |generator: &Generator| {
+            let output = generator.complete(&request).unwrap();
+            let ids: Vec<Vec<u32>> = output.completions.into_iter().map(|completion| completion.ids).collect();
+            (ids, output.report.speculation.unwrap().draft_computed_tokens, output.report.reused_prompt_tokens)
+        };
+        let (ids, without, none) = drafted(&plain);
+        let (first_ids, first, reused) = drafted(&shared);
+        let (second_ids, second, again) = drafted(&shared);
+        assert_eq!((&first_ids, &second_ids), (&ids, &ids));
+        assert_eq!((none, reused, again), (0, 11, 13 + 12), "of the target");
+        // 11 tokens are shared; the draft's first call has each prompt and its first new token.
+        assert_eq!((without - first, without - second), (11, 14 + 13), "of the draft");
+        let target = with_prefixes(&model(), storage, &prefixes);
+        assert_eq!(run(&target, &prompts), (2, 25), "without speculation, the target's are the same");
+        let tokens = prefixes.held(target.fingerprint().unwrap(), &[&prompts[0][..], &ids[0]].concat());
+        assert_eq!(tokens, if keep_generated { 14 + 7 } else { 14 });
     }
 }
 
@@ -273,7 +314,7 @@ fn a_budget_is_kept_and_results_stay_right() {
             assert_eq!(ids_of(&shared, &greedy(&prompts, 3)), ids_of(&plain, &greedy(&prompts, 3)));
             assert!(prefixes.bytes() <= budget, "{} of {budget}", prefixes.bytes());
         }
-        assert_eq!(prefixes.stats().found_tokens > 0, budget > 0, "{:?}", prefixes.stats());
+        assert_eq!(prefixes.stats().found_tokens > 0, budget > token, "{:?}", prefixes.stats());
     }
     // What is pinned may be more; it goes when the pin does.
     let prefixes = PrefixCache::new(5 * token);

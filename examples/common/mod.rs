@@ -3,6 +3,7 @@
 
 pub mod draft;
 pub mod model;
+pub mod prefixes;
 pub mod prompts;
 
 use std::process::ExitCode;

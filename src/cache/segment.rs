@@ -1,6 +1,8 @@
 //! [`KvSegment`]: keys and values of some tokens, apart from any cache.
 
+use std::collections::HashMap;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
@@ -12,56 +14,59 @@ use crate::{Error, Gpt2Config, Result, Threads};
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
 pub struct KvSegment {
-    /// `[1, H, n, D]` each.
-    layers: Vec<Segment>,
+    /// `[layers, H, n, D]` both.
+    states: Arc<Segment>,
 }
 
 impl KvSegment {
-    /// From the keys and the values of all layers, `[layers, H, n, D]` each with at least one layer.
-    pub(crate) fn from_layers(keys: &Tensor<4>, values: &Tensor<4>) -> Self {
-        let layer = |all: &Tensor<4>, index| own(all.clone().narrow(0, index, 1));
-        let [layers, ..] = keys.dims();
-        let both = |index| Segment { keys: layer(keys, index), values: layer(values, index) };
-        Self { layers: (0..layers).map(both).collect() }
+    /// From keys and values of all layers, `[layers, H, n, D]`, in memory of their own.
+    pub(crate) fn new(keys: Tensor<4>, values: Tensor<4>) -> Self {
+        Self { states: Arc::new(Segment { keys, values }) }
     }
 
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
-        let [_, _, tokens, _] = self.layers[0].keys.dims();
+        let [_, _, tokens, _] = self.states.keys.dims();
         tokens
     }
 
     /// Bytes that it takes: 2 x layers x tokens x width x element size.
     pub fn bytes(&self) -> usize {
         let bytes = |tensor: &Tensor<4>| tensor.shape().num_elements() * tensor.dtype().size();
-        self.layers.iter().map(|layer| bytes(&layer.keys) + bytes(&layer.values)).sum()
+        bytes(&self.states.keys) + bytes(&self.states.values)
     }
 
     /// Element type of the keys and values.
     pub fn dtype(&self) -> DType {
-        self.layers[0].keys.dtype()
+        self.states.keys.dtype()
     }
 
-    /// Keys and values, `[1, H, n, D]`, of each layer.
-    pub(crate) fn layers(&self) -> impl Iterator<Item = (&Tensor<4>, &Tensor<4>)> {
-        self.layers.iter().map(|layer| (&layer.keys, &layer.values))
+    /// `[layers, H, n, D]`.
+    pub(crate) fn keys(&self) -> &Tensor<4> {
+        &self.states.keys
+    }
+
+    /// `[layers, H, n, D]`.
+    pub(crate) fn values(&self) -> &Tensor<4> {
+        &self.states.values
     }
 
     /// Some of the tokens, copied.
     pub(crate) fn part(&self, tokens: Range<usize>) -> Self {
         let part = |all: &Tensor<4>| own(all.clone().narrow(2, tokens.start, tokens.len()));
-        let part = |layer: &Segment| Segment { keys: part(&layer.keys), values: part(&layer.values) };
-        Self { layers: self.layers.iter().map(part).collect() }
+        Self::new(part(self.keys()), part(self.values()))
     }
 
-    /// `[layers, heads, width of a head]`.
-    pub(crate) fn shape(&self) -> [usize; 3] {
-        let [_, heads, _, head_dim] = self.layers[0].keys.dims();
-        [self.layers.len(), heads, head_dim]
+    /// The first tokens' keys and values in one layer, `[1, H, tokens, D]`, copied.
+    fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> Segment {
+        let part = |all: &Tensor<4>| own(all.clone().narrow(0, layer, 1).narrow(2, 0, tokens));
+        Segment { keys: part(self.keys()), values: part(self.values()) }.cast(dtype)
     }
 
-    fn device(&self) -> Device {
-        self.layers[0].keys.device()
+    /// `[layers, heads, width of a head]`, and where it is.
+    fn place(&self) -> ([usize; 3], Device) {
+        let [layers, heads, _, head_dim] = self.keys().dims();
+        ([layers, heads, head_dim], self.keys().device())
     }
 }
 
@@ -79,9 +84,10 @@ impl KvCache {
             let expected = format!("some of 0..{}", self.len(row));
             return Err(Error::mismatch("positions of a row", expected, format!("{positions:?}")));
         }
-        let part = |all: Tensor<4>| own(all.narrow(0, row, 1).narrow(2, positions.start, positions.len()));
-        let both = |(keys, values)| Segment { keys: part(keys), values: part(values) };
-        Ok(KvSegment { layers: self.layers.iter().filter_map(|layer| layer.buffers()).map(both).collect() })
+        let part = |all: Tensor<4>| all.narrow(0, row, 1).narrow(2, positions.start, positions.len());
+        let buffers = self.layers.iter().filter_map(LayerCache::buffers);
+        let (keys, values): (Vec<_>, Vec<_>) = buffers.map(|(keys, values)| (part(keys), part(values))).unzip();
+        Ok(KvSegment::new(stack(&keys), stack(&values)))
     }
 
     /// As [`new`](Self::new) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
@@ -123,12 +129,14 @@ impl KvCache {
         };
         let shape = [self.batch(), heads, positions, head_dim];
         let fill = |(index, layer): (usize, &mut LayerCache)| {
-            let part = |(segment, tokens): &(KvSegment, usize)| {
-                let Segment { keys, values } = segment.layers[index].clone();
-                Segment { keys: keys.narrow(2, 0, *tokens), values: values.narrow(2, 0, *tokens) }.cast(self.dtype)
+            // Rows that begin alike have the same segments: each is brought into the buffers' form once.
+            let mut known: HashMap<(*const Segment, usize), Segment> = HashMap::new();
+            let mut part = |(segment, tokens): &(KvSegment, usize)| {
+                let key = (Arc::as_ptr(&segment.states), *tokens);
+                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.dtype)).clone()
             };
             let rows: Vec<Vec<Segment>> =
-                rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(part).collect()).collect();
+                rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
             match layer.is_made() {
                 true => layer.append_rows(&rows, &self.lens, positions),
                 false => *layer = LayerCache::with_rows(&rows, shape, self.dtype, &self.device),
@@ -153,14 +161,10 @@ impl KvCache {
         let mut lens = self.lens.clone();
         for (row, parts) in rows.iter().enumerate() {
             for (segment, tokens) in parts {
-                if (segment.shape(), segment.device()) != ([layers, heads, head_dim], self.device.clone()) {
-                    let what = "[layers, heads, width of a head] of a segment";
-                    let expected = format!("{:?} on {:?}", [layers, heads, head_dim], self.device);
-                    return Err(Error::mismatch(
-                        what,
-                        expected,
-                        format!("{:?} on {:?}", segment.shape(), segment.device()),
-                    ));
+                let here = ([layers, heads, head_dim], self.device.clone());
+                if segment.place() != here {
+                    let what = "[layers, heads, width of a head] and device of a segment";
+                    return Err(Error::mismatch(what, format!("{here:?}"), format!("{:?}", segment.place())));
                 }
                 if *tokens > segment.tokens() {
                     return Err(Error::mismatch(
@@ -177,4 +181,13 @@ impl KvCache {
         }
         Ok(lens)
     }
+}
+
+/// Layers, `[1, H, n, D]` each and at least one, one behind the other in memory of their own.
+fn stack(layers: &[Tensor<4>]) -> Tensor<4> {
+    let [_, heads, tokens, head_dim] = layers[0].dims();
+    let all = Tensor::empty([layers.len(), heads, tokens, head_dim], (&layers[0].device(), layers[0].dtype()));
+    layers.iter().enumerate().fold(all, |all, (index, layer)| {
+        all.slice_assign([index..index + 1, 0..heads, 0..tokens, 0..head_dim], layer.clone())
+    })
 }

@@ -63,17 +63,15 @@ impl PrefixCache {
         });
         let nodes = serde_json::to_string(&nodes).expect("nodes are made of numbers and text");
         let tensors = segments.iter().enumerate().flat_map(|(index, segment)| {
-            [true, false].map(|keys| {
-                let name = if keys { "keys" } else { "values" };
-                (format!("{index}.{name}"), Part::new(segment, keys))
-            })
+            [("keys", segment.keys()), ("values", segment.values())]
+                .map(|(name, states)| (format!("{index}.{name}"), Part::new(states)))
         });
         let tensors: Vec<(String, Part)> = tensors.collect();
 
         let mut checksum = Xxh3::new();
         checksum.update(nodes.as_bytes());
-        for tensor in tensors.iter().flat_map(|(_, part)| part.layers()) {
-            let data = tensor.try_into_data().map_err(|error| Error::Execution(error.to_string()))?;
+        for (_, part) in &tensors {
+            let data = part.states.try_to_data().map_err(|error| Error::Execution(error.to_string()))?;
             checksum.update(data.bytes());
         }
         let checksum = format!("{:032x}", checksum.digest128());
@@ -177,33 +175,27 @@ impl Reader {
             return Err(format!("a prompt ends behind {end} of {tokens} tokens"));
         }
         let place = |data| Tensor::<4>::from_data(data, (&self.device, self.dtype));
-        let segment = KvSegment::from_layers(&place(keys), &place(values));
+        let segment = KvSegment::new(place(keys), place(values));
         let ids = [before, &node.ids].concat();
         Ok(Sequence { model: self.fingerprint, ids, from: before.len(), segment, ends: node.ends.clone() })
     }
 }
 
-/// The keys or the values of a segment, all layers: `[L, H, n, D]`.
+/// The keys or the values of a segment: `[layers, H, n, D]`.
 struct Part {
-    segment: KvSegment,
-    keys: bool,
+    states: Tensor<4>,
     shape: [usize; 4],
 }
 
 impl Part {
-    fn new(segment: &KvSegment, keys: bool) -> Self {
-        let [layers, heads, head_dim] = segment.shape();
-        Self { segment: segment.clone(), keys, shape: [layers, heads, segment.tokens(), head_dim] }
-    }
-
-    fn layers(&self) -> impl Iterator<Item = Tensor<4>> {
-        self.segment.layers().map(|(keys, values)| if self.keys { keys.clone() } else { values.clone() })
+    fn new(states: &Tensor<4>) -> Self {
+        Self { states: states.clone(), shape: states.dims() }
     }
 }
 
 impl View for Part {
     fn dtype(&self) -> Dtype {
-        match self.segment.dtype() {
+        match self.states.dtype() {
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             _ => Dtype::F32,
@@ -215,10 +207,10 @@ impl View for Part {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.layers().flat_map(|layer| layer.into_data().bytes().to_vec()).collect::<Vec<u8>>().into()
+        self.states.to_data().bytes().to_vec().into()
     }
 
     fn data_len(&self) -> usize {
-        self.segment.bytes() / 2
+        self.shape.iter().product::<usize>() * self.states.dtype().size()
     }
 }

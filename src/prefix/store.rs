@@ -73,6 +73,10 @@ pub struct PrefixCache {
     reuse: Reuse,
 }
 
+/// The part of a budget, one in so many, that is left for what takes memory around the data: nodes, tensors, and gaps between
+/// what was evicted and what took its place.
+const HEADROOM: usize = 16;
+
 struct Shared {
     tree: Mutex<RadixTree<Fingerprint, KvSegment>>,
     /// Operations per second of the last prompts that each model computed.
@@ -100,8 +104,8 @@ impl fmt::Display for PrefixCache {
 }
 
 impl PrefixCache {
-    /// An empty cache for up to `budget` bytes of keys and values: 2 x layers x width x element size for each token, 74 kB
-    /// for GPT-2 in f32.
+    /// An empty cache that takes up to `budget` bytes of memory. Keys and values get 15/16 of that: 2 x layers x width x
+    /// element size for each token, 74 kB for GPT-2 in f32.
     pub fn new(budget: usize) -> Self {
         let shared = Shared { tree: Mutex::default(), rates: Mutex::default(), budget };
         Self { shared: Arc::new(shared), reuse: Reuse::default() }
@@ -117,7 +121,7 @@ impl PrefixCache {
         self.reuse
     }
 
-    /// Bytes that may be held.
+    /// Bytes that it may take.
     pub fn budget(&self) -> usize {
         self.shared.budget
     }
@@ -200,12 +204,12 @@ impl PrefixCache {
     /// Puts in what was computed: the keys and values of `ids[from..]`; returns how many tokens are new.
     pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
         // What is more than the budget would drive everything else out, and then go too.
-        if segment.bytes() > self.shared.budget {
+        if segment.bytes() > self.shared.room() {
             return Ok(0);
         }
         let mut tree = self.shared.lock();
         let new = tree.insert(model, ids, from, segment)?;
-        tree.evict_to(self.shared.budget);
+        tree.evict_to(self.shared.room());
         Ok(new)
     }
 
@@ -221,6 +225,11 @@ impl PrefixCache {
 }
 
 impl Shared {
+    /// Bytes that keys and values may take.
+    fn room(&self) -> usize {
+        self.budget - self.budget / HEADROOM
+    }
+
     /// The tree; if a thread that changed it has panicked, it is empty.
     fn lock(&self) -> MutexGuard<'_, RadixTree<Fingerprint, KvSegment>> {
         self.tree.lock().unwrap_or_else(|poisoned| {
@@ -259,7 +268,7 @@ impl Drop for Pin {
             let mut tree = self.shared.lock();
             tree.unpin(self.model, &self.ids);
             // It may have been all that could not go.
-            tree.evict_to(self.shared.budget);
+            tree.evict_to(self.shared.room());
         }
     }
 }
