@@ -5,6 +5,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod config;
 mod contexts;
+pub mod cost;
 mod error;
 pub mod generate;
 mod guard;

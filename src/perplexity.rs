@@ -72,32 +72,54 @@ impl Gpt2 {
         draft: &Self,
         ids: &[u32],
         stride: usize,
-        mut progress: impl FnMut(usize),
+        progress: impl FnMut(usize),
     ) -> Result<Agreement> {
+        let shares = self.acceptance(draft, ids, stride, &[0.0, 1.0], progress)?;
+        Ok(Agreement { greedy: shares[0], sampled: shares[1], tokens: ids.len() - 1 })
+    }
+
+    /// The share of the draft's tokens that rejection sampling accepts at each of `temperatures`, which both models have:
+    /// the mean over positions of `sum over tokens of min(p, q)` (Leviathan et al., 2023, Corollary 3.6). At temperature 0
+    /// that is the share of positions at which both find the same token the likeliest.
+    ///
+    /// The text is read as by [`agreement`](Self::agreement), once for all temperatures.
+    ///
+    /// # Errors
+    ///
+    /// As [`agreement`](Self::agreement); [`Error::Sampling`] for a temperature that is neither 0 nor a number from 0.001 up.
+    pub fn acceptance(
+        &self,
+        draft: &Self,
+        ids: &[u32],
+        stride: usize,
+        temperatures: &[f64],
+        mut progress: impl FnMut(usize),
+    ) -> Result<Vec<f64>> {
         let (wanted, found) = (self.config().vocab_size, draft.config().vocab_size);
         if wanted != found {
             return Err(Error::mismatch("vocabulary of the draft", wanted, found));
         }
         self.check_text(ids)?;
+        temperatures.iter().try_for_each(|temperature| check_temperature(*temperature))?;
         let n_positions = self.config().n_positions.min(draft.config().n_positions);
-        let (mut greedy, mut sampled) = (0.0, 0.0);
+        let mut totals = vec![0.0; temperatures.len()];
         for window in Window::all(ids.len(), n_positions, stride)? {
             let (inputs, scored) = (window.inputs(ids), window.end - window.scored);
             let (target, draft) = (self.scored_states(inputs, scored)?, draft.scored_states(inputs, scored)?);
             for (start, count) in chunks(scored) {
                 let p = target.logits(start, count)?; // [1, n, V]
                 let q = draft.logits(start, count)?;
-                // Ids are compared as numbers on the host: the models may live on different devices.
-                greedy += agreeing(p.clone().argmax(2), q.clone().argmax(2))? as f64;
-                let (p, q) = (activation::softmax(p, 2), activation::softmax(q, 2).to_device(&self.device()));
-                // The smaller of a number and NaN can come out as the number: a sum does not.
-                finite(sum(p.clone() + q.clone())?, window.end)?;
-                sampled += sum(p.min_pair(q))?;
+                // The smaller of a number and NaN can come out as the number, and so can the larger: a sum does not.
+                for logits in [&p, &q] {
+                    finite(sum(activation::softmax(logits.clone(), 2))?, window.end)?;
+                }
+                for (total, &temperature) in totals.iter_mut().zip(temperatures) {
+                    *total += accepted(p.clone(), q.clone(), temperature)?;
+                }
             }
             progress(window.end);
         }
-        let tokens = ids.len() - 1;
-        Ok(Agreement { greedy: greedy / tokens as f64, sampled: sampled / tokens as f64, tokens })
+        Ok(totals.into_iter().map(|total| total / (ids.len() - 1) as f64).collect())
     }
 
     fn check_text(&self, ids: &[u32]) -> Result<()> {
@@ -188,6 +210,26 @@ fn sum(values: Tensor<3>) -> Result<f64> {
     // Added up in double precision: a window holds thousands of them.
     let values = values.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
     Ok(values.into_iter().map(f64::from).sum())
+}
+
+fn check_temperature(temperature: f64) -> Result<()> {
+    // Logits divided by less would leave single precision.
+    if temperature == 0.0 || (temperature.is_finite() && temperature >= 1e-3) {
+        return Ok(());
+    }
+    let (value, allowed) = (temperature.to_string(), "0, or a number from 0.001 up");
+    Err(Error::Sampling { parameter: "temperature", value, allowed })
+}
+
+/// Sum over the positions of logits `[1, n, V]` of the share that the distributions have in common.
+fn accepted(p: Tensor<3>, q: Tensor<3>, temperature: f64) -> Result<f64> {
+    let device = p.device();
+    if temperature == 0.0 {
+        // Ids are compared as numbers on the host: the models may live on different devices.
+        return Ok(agreeing(p.argmax(2), q.argmax(2))? as f64);
+    }
+    let [p, q] = [p, q].map(|logits| activation::softmax(logits / temperature, 2));
+    sum(p.min_pair(q.to_device(&device)))
 }
 
 fn agreeing(a: Tensor<3, Int>, b: Tensor<3, Int>) -> Result<usize> {

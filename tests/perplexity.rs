@@ -4,7 +4,7 @@ mod common;
 
 use common::{logits_of, random_model, small_config};
 use gpt2_burn::burn::module::Param;
-use gpt2_burn::sampling::log_softmax;
+use gpt2_burn::sampling::{Sampling, log_softmax};
 use gpt2_burn::{Error, Gpt2Config};
 
 #[test]
@@ -50,6 +50,26 @@ fn agreement_is_what_the_two_distributions_say() {
         assert_eq!((found.greedy, found.tokens), (greedy as f64 / 69.0, 69));
         assert!(greedy > 0 && greedy < 69, "nothing to tell apart");
     }
+    // As drawing tokens from both distributions would have it, at any temperature.
+    let temperatures = [0.0, 0.3, 1.0, 4.0];
+    let mut expected = [0.0; 4];
+    for position in 1..ids.len() {
+        let start = (0..position).step_by(16).find(|start| position <= start + 16).unwrap();
+        let logits = [&target, &draft].map(|model| logits_of(model, &ids[start..position]).pop().unwrap());
+        for (expected, &temperature) in expected.iter_mut().zip(&temperatures) {
+            let sampling = Sampling { temperature, ..Sampling::default() };
+            let [p, q] = [0, 1].map(|model: usize| sampling.distribution(&logits[model], &[]).unwrap());
+            *expected += gpt2_burn::cost::acceptance(&p, &q) / 69.0;
+        }
+    }
+    let found = target.acceptance(&draft, &ids, 16, &temperatures, |_| {}).unwrap();
+    assert!(found.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-5), "{found:?} and {expected:?}");
+    assert!(expected.iter().is_sorted_by(|a, b| a != b), "nothing to tell apart");
+    for temperature in [-1.0, f64::NAN, 1e-4, f64::INFINITY] {
+        let refused = target.acceptance(&draft, &ids, 16, &[temperature], |_| {});
+        assert!(matches!(refused, Err(Error::Sampling { parameter: "temperature", .. })));
+    }
+
     let itself = target.agreement(&target, &ids, 24, |_| {}).unwrap();
     assert!(itself.greedy == 1.0 && (itself.sampled - 1.0).abs() < 1e-5);
 

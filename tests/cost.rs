@@ -1,0 +1,363 @@
+//! The arithmetic of inference, held to figures that were worked out by hand, to closed forms, and to a count that walks the
+//! shapes of a real model.
+
+mod common;
+
+use common::{device, small_config};
+use gpt2_burn::burn::module::{Module, ModuleVisitor, Param};
+use gpt2_burn::burn::tensor::{DType, Tensor};
+use gpt2_burn::cost::{Bound, Cost, Counted, Hardware, Part, Pass, Precision, Speculation, Work, acceptance};
+use gpt2_burn::sampling::Sampling;
+use gpt2_burn::{Error, Gpt2, Gpt2Config};
+use proptest::prelude::*;
+
+fn published(name: &str) -> Cost {
+    Cost::new(&Gpt2Config::published(name).unwrap(), DType::F16).unwrap().counting(Counted::assignment())
+}
+
+fn with_head(cost: Cost) -> Cost {
+    let counted = cost.counted();
+    cost.counting(Counted { head: true, ..counted })
+}
+
+fn t4() -> Hardware {
+    Hardware::preset("t4").unwrap()
+}
+
+/// `value` in as many digits as a person would write.
+#[track_caller]
+fn assert_rounds_to(value: f64, digits: &str) {
+    let decimals = digits.split_once('.').map_or(0, |(_, decimals)| decimals.len());
+    assert_eq!(format!("{value:.decimals$}"), digits);
+}
+
+/// GPT2-XL, naive and with a cache.
+const CASES: [(usize, usize); 4] = [(1, 32), (1, 1024), (64, 32), (64, 1024)];
+
+#[test]
+fn a_layer_takes_the_flops_of_the_textbook() {
+    for (d, n_head) in [(64, 4), (768, 12), (1600, 25)] {
+        let config = Gpt2Config { n_embd: d, n_head, n_layer: 1, ..Gpt2Config::default() };
+        let cost = Cost::new(&config, DType::F16).unwrap().counting(Counted::assignment());
+        for (b, n) in CASES {
+            let naive = 24 * b * n * d * d + 4 * b * n * n * d;
+            let cached = 24 * b * d * d + 4 * b * n * d;
+            assert_eq!(cost.work(Pass::naive(b, n)).unwrap().flops, naive as f64);
+            assert_eq!(cost.work(Pass::decode(b, n)).unwrap().flops, cached as f64);
+            assert_eq!(cost.kv_bytes_per_layer(b, n), (4 * b * n * d) as f64);
+            let attention = 8 * b * n * d * d + 4 * b * n * n * d;
+            assert_eq!(cost.work_of(Part::Attention, Pass::naive(b, n)).unwrap().flops, attention as f64);
+            assert_eq!(cost.work_of(Part::Mlp, Pass::naive(b, n)).unwrap().flops, (16 * b * n * d * d) as f64);
+        }
+    }
+}
+
+#[test]
+fn coefficients_are_those_of_the_docs() {
+    let cost = published("gpt2-xl");
+    let (d, heads, layers) = (1600.0, 25.0, 48.0);
+    let (naive, cached) = (cost.naive(), cost.cached());
+    assert_eq!(naive.flops.batch_length, layers * 24.0 * d * d);
+    assert_eq!(naive.flops.batch_length_squared, layers * 4.0 * d);
+    assert_eq!(naive.bytes.constant, layers * 24.0 * d * d);
+    assert_eq!(naive.bytes.batch_length, layers * 40.0 * d);
+    assert_eq!(naive.bytes.batch_length_squared, layers * 12.0 * heads);
+    assert_eq!(naive.bytes.length_squared, layers * 2.0);
+    let rest = [naive.flops.constant, naive.flops.batch, naive.flops.length, naive.flops.length_squared];
+    assert_eq!((rest, naive.bytes.batch, naive.bytes.length), ([0.0; 4], 0.0, 0.0), "C1 to C6 are all there is");
+    assert_eq!((cached.flops.batch, cached.flops.batch_length), (layers * 24.0 * d * d, layers * 4.0 * d));
+    assert_eq!(cached.bytes.constant, layers * 24.0 * d * d);
+    assert_eq!(cached.bytes.batch, layers * 36.0 * d);
+    assert_eq!(cached.bytes.batch_length, layers * (4.0 * d + 8.0 * heads));
+    assert_eq!(with_head(published("gpt2")).naive_of(Part::Head).flops.to_string(), "77194752 B");
+}
+
+#[test]
+fn closed_forms_are_the_table_summed_at_all_eight_cases() {
+    for cost in [published("gpt2-xl"), with_head(published("gpt2-xl")), published("gpt2").counting(Counted::all())] {
+        for (b, n) in CASES {
+            assert_eq!(cost.naive().at(b, n), cost.work(Pass::naive(b, n)).unwrap());
+            assert_eq!(cost.cached().at(b, n), cost.work(Pass::decode(b, n)).unwrap());
+        }
+    }
+}
+
+#[test]
+fn the_constant_of_a_decode_step_on_a_t4_is_that_of_the_assignment() {
+    let seconds = |cost: &Cost| cost.cached().bytes.constant / t4().bandwidth;
+    let (gpt2, xl) = (published("gpt2"), published("gpt2-xl"));
+    assert_rounds_to(seconds(&gpt2) * 1e6, "566");
+    assert_rounds_to(seconds(&with_head(gpt2.clone())) * 1e6, "824");
+    assert_rounds_to(seconds(&xl) * 1e3, "9.83");
+    assert_rounds_to(seconds(&with_head(xl.clone())) * 1e3, "10.37");
+    assert_rounds_to(seconds(&with_head(gpt2)) / seconds(&xl), "0.0838");
+}
+
+#[test]
+fn speculation_at_75_percent_is_best_at_six_tokens_and_at_five_with_the_bonus() {
+    let draft_cost =
+        with_head(published("gpt2")).cached().bytes.constant / published("gpt2-xl").cached().bytes.constant;
+    let pair = Speculation::new(0.75, draft_cost).unwrap();
+    let (with, without) = (pair.best(30), pair.without_bonus().best(30));
+    assert_eq!((without.draft_len, with.draft_len), (6, 5));
+    assert_rounds_to(without.speedup, "2.19");
+    assert_rounds_to(with.speedup, "2.32");
+    // The table in the docs.
+    for (m, plain, bonus) in [(4, "2.05", "2.29"), (5, "2.15", "2.32"), (6, "2.19", "2.31"), (7, "2.18", "2.27")] {
+        assert_rounds_to(pair.without_bonus().speedup(m), plain);
+        assert_rounds_to(pair.speedup(m), bonus);
+    }
+}
+
+#[test]
+fn what_does_not_fit_says_so_with_its_numbers() {
+    let cost = published("gpt2-xl");
+    assert_rounds_to(cost.kv_bytes(64, 1024) / 1e9, "20.1");
+    assert_eq!(cost.kv_bytes(64, 1024), 48.0 * cost.kv_bytes_per_layer(64, 1024));
+    let fit = cost.fits(&t4(), Pass::decode(64, 1024)).unwrap();
+    assert!(!fit.is_enough());
+    let text = fit.to_string();
+    for part in ["does not fit", "3.12 GB of parameters", "20.1 GB of keys and values", "are 23.3 GB", "of 16.0 GB"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    let fit = cost.fits(&t4(), Pass::decode(1, 1024)).unwrap();
+    assert!(fit.is_enough() && fit.to_string().starts_with("fits: 3.12 GB of parameters + 315 MB of keys and values"));
+    assert_eq!(fit.needed.parameters, 2.0 * 1_557_611_200.0);
+    // Without a cache, keys and values of other layers are forgotten; scores of one layer are there twice.
+    let naive = cost.memory(Pass::naive(64, 1024)).unwrap();
+    assert_eq!(naive.kv, 0.0);
+    assert!(naive.activations > 2.0 * 2.0 * 64.0 * 25.0 * 1024.0 * 1024.0);
+    assert!(cost.counting(Counted::kernels()).memory(Pass::naive(64, 1024)).unwrap().activations < 2e9);
+}
+
+#[test]
+fn the_roofline_bounds_by_the_slower_of_both() {
+    let t4 = t4();
+    assert_rounds_to(t4.ridge_point(), "216.67");
+    let at = |intensity: f64| t4.roofline(Work { flops: intensity * 3e9, bytes: 3e9 });
+    assert_eq!((at(216.0).bound(), at(217.0).bound()), (Bound::Memory, Bound::Compute));
+    assert!((at(1.0).seconds() - 0.01).abs() < 1e-12);
+    assert!((at(2.0 * t4.ridge_point()).seconds() - 0.02).abs() < 1e-12);
+    // The four speed-ups: with a cache, the weights are all that a short context reads.
+    let cost = published("gpt2-xl");
+    let speedups = CASES.map(|(b, n)| cost.kv_speedup(&t4, b, n).unwrap());
+    assert!(speedups[0] < 1.2 && speedups[1] > 5.0 && speedups[2] > 5.0 && speedups[3] > 20.0, "{speedups:?}");
+    for name in Hardware::preset_names() {
+        let Hardware { name, bandwidth, flops, memory } = Hardware::preset(name).unwrap();
+        assert!(Hardware::new(name, bandwidth, flops, memory).unwrap().ridge_point() > 100.0);
+    }
+}
+
+#[test]
+fn bad_input_is_an_error() {
+    let cost = published("gpt2");
+    assert!(matches!(cost.work(Pass::naive(0, 1)), Err(Error::EmptyBatch)));
+    for pass in [Pass::naive(1, 0), Pass::decode(1, 0), Pass { logits: 2, ..Pass::decode(1, 3) }] {
+        assert!(matches!(cost.work(pass), Err(Error::Mismatch { .. })), "{pass:?}");
+        assert!(matches!(cost.memory(pass), Err(Error::Mismatch { .. })));
+    }
+    for pass in [Pass::naive(1, 1025), Pass::verify(1, 1024, 0), Pass::verify(1, usize::MAX, usize::MAX)] {
+        assert!(matches!(cost.work(pass), Err(Error::ContextOverflow { .. })), "{pass:?}");
+    }
+    assert!(cost.work(Pass::naive(usize::MAX, 1024)).unwrap().flops.is_finite());
+    for dtype in [DType::Bool(gpt2_burn::burn::tensor::BoolStore::Native), DType::I8] {
+        assert!(matches!(Cost::new(&small_config(), dtype), Err(Error::Mismatch { .. })));
+    }
+    assert!(Cost::new(&small_config(), Precision { weights: DType::I8, ..DType::F32.into() }).is_ok());
+    assert!(matches!(Cost::new(&Gpt2Config { n_head: 5, ..small_config() }, DType::F32), Err(Error::Config { .. })));
+    for (bandwidth, flops, memory) in
+        [(0.0, 1.0, 1.0), (1.0, f64::NAN, 1.0), (1.0, 1.0, -1.0), (f64::INFINITY, 1.0, 1.0)]
+    {
+        assert!(matches!(Hardware::new("", bandwidth, flops, memory), Err(Error::Mismatch { .. })));
+    }
+    assert!(Hardware::new("", 1.0, 1.0, f64::INFINITY).is_ok());
+    for (acceptance, draft_cost) in [(-0.1, 0.1), (1.1, 0.1), (f64::NAN, 0.1), (0.5, -1.0), (0.5, f64::INFINITY)] {
+        assert!(matches!(Speculation::new(acceptance, draft_cost), Err(Error::Mismatch { .. })));
+    }
+}
+
+#[test]
+fn a_draft_that_is_never_right_or_too_dear_is_not_used() {
+    for (a, c) in [(0.0, 0.1), (0.5, 1.0), (0.9, 5.0)] {
+        let best = Speculation::new(a, c).unwrap().best(20);
+        assert_eq!((best.draft_len, best.speedup), (0, 1.0));
+    }
+    // One that is always right and costs nothing gives all it may.
+    let perfect = Speculation::new(1.0, 0.0).unwrap();
+    assert_eq!((perfect.best(20).draft_len, perfect.best(20).speedup), (20, 21.0));
+    assert_eq!(perfect.without_bonus().best(20).speedup, 20.0);
+    // A verification that costs more per token makes rounds shorter.
+    let pair = Speculation::new(0.75, 0.0838).unwrap();
+    assert_eq!(pair.best_measured(20, |_| 1.0), pair.best(20));
+    let dear = pair.best_measured(20, |m| 1.0 + 0.1 * m as f64);
+    assert!(dear.draft_len < 5 && dear.speedup < 2.32 && dear.speedup > 1.0, "{dear:?}");
+    assert_eq!(pair.best_measured(20, |m| 3.0 * (m + 1) as f64).draft_len, 0);
+}
+
+#[test]
+fn acceptance_is_what_both_distributions_share() {
+    let distribution = |logits: &[f32], temperature| {
+        Sampling { temperature, ..Sampling::default() }.distribution(logits, &[]).unwrap()
+    };
+    let (p, q) = ([0.0, 1.0, 2.0_f32], [2.0, 1.0, 0.0_f32]);
+    let found = acceptance(&distribution(&p, 1.0), &distribution(&q, 1.0));
+    let [small, middle, _] = [0_f64, 1.0, 2.0].map(|x| x.exp() / (1.0 + 1_f64.exp() + 2_f64.exp()));
+    assert!((found - (2.0 * small + middle)).abs() < 1e-9);
+    assert_eq!(acceptance(&distribution(&p, 0.0), &distribution(&q, 0.0)), 0.0);
+    assert_eq!(acceptance(&distribution(&p, 0.0), &distribution(&p, 0.0)), 1.0);
+    // Nothing is shared of what a filter dropped.
+    let first = Sampling { top_k: Some(1), ..Sampling::default() }.distribution(&[1.0; 3], &[]).unwrap();
+    assert!((acceptance(&first, &distribution(&p, 1.0)) - small).abs() < 1e-9);
+}
+
+/// Shapes of the matrices in the blocks, and of the head, as the module holds them.
+#[derive(Default)]
+struct Matrices {
+    path: Vec<String>,
+    blocks: Vec<[usize; 2]>,
+    head: Option<[usize; 2]>,
+}
+
+impl ModuleVisitor for Matrices {
+    fn enter_module(&mut self, name: &str, _container: &str) {
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _name: &str, _container: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let shape = param.lazy_shape();
+        let Ok(shape) = <[usize; 2]>::try_from(shape.to_vec()) else { return };
+        let path = self.path.join(".");
+        match () {
+            () if path.contains("c_attn") || path.contains("c_proj") || path.contains("c_fc") => {
+                self.blocks.push(shape)
+            }
+            // A head of its own comes behind the embedding that it would be.
+            () if path.starts_with("wte") || path.starts_with("lm_head") => self.head = Some(shape),
+            () => assert!(path.starts_with("wpe"), "{path}"),
+        }
+    }
+}
+
+/// FLOPs of a pass, counted one multiply-add after the other: a vector through each matrix, a query to each key.
+fn counted_flops(model: &Gpt2, pass: Pass, counted: Counted) -> f64 {
+    let mut matrices = Matrices::default();
+    model.visit(&mut matrices);
+    let config = model.config();
+    let mut multiply_adds = 0_u64;
+    for _row in 0..pass.batch {
+        for query in 0..pass.new {
+            multiply_adds += matrices.blocks.iter().map(|[inputs, outputs]| (inputs * outputs) as u64).sum::<u64>();
+            for key in 0..pass.past + pass.new {
+                if counted.causal && key > pass.past + query {
+                    continue;
+                }
+                for _layer_and_head in 0..config.n_layer * config.n_head {
+                    multiply_adds += 2 * config.head_dim() as u64; // a score, and a share of a value
+                }
+            }
+            if counted.head && query >= pass.new - pass.logits {
+                let [vocab, width] = matrices.head.unwrap();
+                multiply_adds += (vocab * width) as u64;
+            }
+        }
+    }
+    2.0 * multiply_adds as f64
+}
+
+prop_compose! {
+    fn configs()(
+        head_dim in 1_usize..6,
+        n_head in 1_usize..4,
+        n_layer in 1_usize..4,
+        n_inner in proptest::option::of(1_usize..30),
+        vocab_size in 1_usize..40,
+        tie_word_embeddings: bool,
+        bias: bool,
+    ) -> Gpt2Config {
+        let n_embd = head_dim * n_head;
+        Gpt2Config { n_embd, n_head, n_layer, n_inner, vocab_size, tie_word_embeddings, bias, ..small_config() }
+    }
+}
+
+prop_compose! {
+    fn counteds()(on: [bool; 7]) -> Counted {
+        let [head, embeddings, norms, elementwise, biases, activations, causal] = on;
+        Counted { head, embeddings, norms, elementwise, biases, activations, causal }
+    }
+}
+
+fn precisions() -> impl Strategy<Value = Precision> {
+    let floats = prop::sample::select(vec![DType::F64, DType::F32, DType::F16, DType::BF16]);
+    let weights = prop::sample::select(vec![DType::F32, DType::F16, DType::I8]);
+    (weights, floats.clone(), floats).prop_map(|(weights, activations, cache)| Precision {
+        weights,
+        activations,
+        cache,
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
+
+    #[test]
+    fn flops_are_those_counted_by_walking_a_models_shapes(
+        config in configs(),
+        counted in counteds(),
+        batch in 1_usize..4,
+        past in 0_usize..10,
+        new in 1_usize..14,
+        logits in 0_usize..14,
+    ) {
+        let cost = Cost::new(&config, DType::F32).unwrap().counting(counted);
+        let model = config.init(&device()).unwrap();
+        for pass in [
+            Pass { batch, past, new, logits: logits.min(new), cached: true },
+            Pass::naive(batch, new),
+            Pass::decode(batch, new),
+            Pass::verify(batch, past, new),
+        ] {
+            prop_assert_eq!(cost.work(pass).unwrap().flops, counted_flops(&model, pass, counted));
+        }
+    }
+
+    #[test]
+    fn closed_forms_are_the_table_summed_for_any_model(
+        config in configs(),
+        counted in counteds(),
+        precision in precisions(),
+        batch in 1_usize..70,
+        length in 2_usize..=24,
+    ) {
+        let cost = Cost::new(&config, precision).unwrap().counting(counted);
+        prop_assert_eq!(cost.naive().at(batch, length), cost.work(Pass::naive(batch, length)).unwrap());
+        prop_assert_eq!(cost.cached().at(batch, length), cost.work(Pass::decode(batch, length)).unwrap());
+        for part in Part::ALL {
+            let naive = cost.work_of(part, Pass::naive(batch, length)).unwrap();
+            prop_assert_eq!(cost.naive_of(part).at(batch, length), naive);
+            let cached = cost.work_of(part, Pass::decode(batch, length)).unwrap();
+            prop_assert_eq!(cost.cached_of(part).at(batch, length), cached);
+        }
+    }
+
+    /// Every run of accepted and rejected tokens, with its probability.
+    #[test]
+    fn expected_tokens_are_those_of_all_outcomes_enumerated(a in 0.0..=1.0_f64, draft_len in 1_usize..10) {
+        let pair = Speculation::new(a, 0.1).unwrap();
+        let (mut with, mut without, mut total) = (0.0, 0.0, 0.0);
+        for outcome in 0..1_u32 << draft_len {
+            let accepted = outcome.trailing_ones() as usize;
+            let probability: f64 =
+                (0..draft_len).map(|token| if outcome >> token & 1 == 1 { a } else { 1.0 - a }).product();
+            total += probability;
+            with += probability * (accepted + 1) as f64;
+            without += probability * (accepted + 1).min(draft_len) as f64;
+        }
+        prop_assert!((total - 1.0).abs() < 1e-9);
+        prop_assert!((pair.expected_tokens(draft_len) - with).abs() < 1e-9);
+        prop_assert!((pair.without_bonus().expected_tokens(draft_len) - without).abs() < 1e-9);
+    }
+}
