@@ -7,7 +7,7 @@ use gpt2_burn::burn::module::Param;
 use gpt2_burn::burn::tensor::Tensor;
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::{TIE, check_greedy};
-use gpt2_burn::{Error, Gpt2, Gpt2Config};
+use gpt2_burn::{Error, Gpt2, Gpt2Config, WeightFormat};
 
 fn prompts() -> Vec<Vec<u32>> {
     vec![vec![1, 2, 3, 4, 5], vec![7], vec![9, 10, 11]]
@@ -95,4 +95,22 @@ fn what_cannot_be_compared_is_an_error() {
     assert!(matches!(error, Error::TokenOutOfRange { id: 99, row: 1, position: 0, .. }), "{error}");
     let error = check(&two(vec![1; 20]), &two(vec![2; 6]));
     assert!(matches!(error, Error::ContextOverflow { row: 1, tokens: 25, .. }), "{error}");
+}
+
+#[test]
+fn a_models_bytes_are_those_of_its_weights_as_they_are_held() {
+    let config = Gpt2Config { vocab_size: 64, n_embd: 32, n_head: 2, ..small_config() };
+    for tie_word_embeddings in [true, false] {
+        let config = Gpt2Config { tie_word_embeddings, ..config.clone() };
+        let params = config.num_params();
+        // Those of the blocks' matrices and the head, which kernels pack.
+        let packed = 2 * (4 * 32 * 32 + 2 * 32 * 128) + 64 * 32;
+        let model = || random_model(config.clone());
+        assert_eq!(model().bytes(), 4 * params);
+        assert_eq!(model().prepare(WeightFormat::F32).unwrap().bytes(), 4 * params);
+        let half = model().prepare(WeightFormat::F16).unwrap();
+        // A token embedding that is not the head is halved too.
+        let halved = if tie_word_embeddings { packed } else { packed + 64 * 32 };
+        assert_eq!(half.bytes(), if half.is_prepared() { 4 * params - 2 * halved } else { 2 * params });
+    }
 }

@@ -1,8 +1,21 @@
-//! Measuring: whether decoders agree, what a process holds, and figures of a sample.
+//! Measuring: time, memory, what the machine can do, and whether decoders agree.
+//!
+//! ```
+//! use gpt2_burn::measure::Repeats;
+//!
+//! let device = gpt2_burn::device("flex")?;
+//! let timing = Repeats { warm_up: 1, fewest: 3, seconds: 0.0 }.time(&device, || Ok(()))?;
+//! println!("{} s, usually {:?}", timing.median(), timing.spread());
+//! # Ok::<(), gpt2_burn::Error>(())
+//! ```
 
 mod agree;
+mod clock;
 mod memory;
+mod peaks;
 
 pub use crate::summary::{median, quantile};
 pub use agree::{Divergence, TIE, Verdict, check_greedy};
-pub use memory::{ProcessMemory, process_memory, reset_peak_memory};
+pub use clock::{Clock, Repeats, Timing};
+pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
+pub use peaks::{multiply_rate, peaks, read_bandwidth};

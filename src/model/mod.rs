@@ -6,6 +6,7 @@
 mod apart;
 pub(crate) mod attention;
 mod block;
+mod bytes;
 mod cast;
 mod exit;
 mod gelu;
