@@ -143,9 +143,29 @@ fn the_roofline_bounds_by_the_slower_of_both() {
     let speedups = CASES.map(|(b, n)| cost.kv_speedup(&t4, b, n).unwrap());
     assert!(speedups[0] < 1.2 && speedups[1] > 5.0 && speedups[2] > 5.0 && speedups[3] > 20.0, "{speedups:?}");
     for name in Hardware::preset_names() {
-        let Hardware { name, bandwidth, flops, memory } = Hardware::preset(name).unwrap();
+        let Hardware { name, bandwidth, flops, memory, .. } = Hardware::preset(name).unwrap();
         assert!(Hardware::new(name, bandwidth, flops, memory).unwrap().ridge_point() > 100.0);
     }
+}
+
+#[test]
+fn terms_one_after_the_other_take_longer_than_the_roofline_and_attention_has_its_own_rate() {
+    let (cost, t4) = (published("gpt2").counting(Counted::kernels()), t4());
+    for pass in [Pass::naive(1, 32), Pass::naive(8, 512), Pass::decode(1, 512), Pass::verify(1, 100, 4)] {
+        let (roofline, seconds) = (t4.roofline(cost.work(pass).unwrap()).seconds(), cost.seconds(&t4, pass).unwrap());
+        assert!(seconds >= roofline * 0.999_999 && seconds < 2.0 * roofline, "{pass:?}: {seconds} and {roofline}");
+    }
+    // A decode step is bound by memory in all of its terms: their times add up.
+    let decode = Pass::decode(1, 512);
+    let roofline = t4.roofline(cost.work(decode).unwrap());
+    assert!((cost.seconds(&t4, decode).unwrap() / roofline.seconds() - 1.0).abs() < 1e-9);
+    // Scores and values of a long prefill at a thousandth of the rate.
+    let slow = t4.clone().with_attention(t4.flops / 1000.0).unwrap();
+    let pass = Pass::naive(8, 1024);
+    let over_keys = 12.0 * 4.0 * 768.0 * 8.0 * (1024.0 * 1025.0 / 2.0) / slow.attention_flops;
+    let difference = cost.seconds(&slow, pass).unwrap() - cost.seconds(&t4, pass).unwrap();
+    assert!((difference / over_keys - 1.0).abs() < 0.01, "{difference} and {over_keys}");
+    assert!(t4.with_attention(f64::NAN).is_err());
 }
 
 #[test]

@@ -15,6 +15,9 @@ pub struct Hardware {
     pub bandwidth: f64,
     /// Floating-point operations per second, in the element type of the work.
     pub flops: f64,
+    /// The same of attention's scores and values alone, which [`Cost::seconds`](super::Cost::seconds) reckons with:
+    /// of a machine that was [measured](crate::measure::peaks), what its attention reaches; else as `flops`.
+    pub attention_flops: f64,
     /// Bytes of memory; infinite if it is not known.
     pub memory: f64,
 }
@@ -44,7 +47,19 @@ impl Hardware {
         positive("bytes per second", bandwidth, bandwidth.is_finite())?;
         positive("FLOPs per second", flops, flops.is_finite())?;
         positive("bytes of memory", memory, true)?;
-        Ok(Self { name: name.into(), bandwidth, flops, memory })
+        Ok(Self { name: name.into(), bandwidth, flops, attention_flops: flops, memory })
+    }
+
+    /// The same with another rate of attention.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] for a rate that is not a positive number.
+    pub fn with_attention(self, attention_flops: f64) -> Result<Self> {
+        match attention_flops.is_finite() && attention_flops > 0.0 {
+            true => Ok(Self { attention_flops, ..self }),
+            false => Err(Error::mismatch("FLOPs per second of attention", "a positive number", attention_flops)),
+        }
     }
 
     /// A machine by the name that [`preset_names`](Self::preset_names) gives it, with the rates of its data sheet: dense,
@@ -62,7 +77,8 @@ impl Hardware {
     /// | `h200` | 4800 | 989.4 | 141 | NVIDIA H200 Datasheet (2023), half of the figure with sparsity |
     pub fn preset(name: &str) -> Option<Self> {
         let &(_, name, bandwidth, flops, memory) = PRESETS.iter().find(|row| row.0 == name)?;
-        Some(Self { name: name.into(), bandwidth: bandwidth * 1e9, flops: flops * 1e12, memory: memory * 1e9 })
+        let (bandwidth, flops, memory) = (bandwidth * 1e9, flops * 1e12, memory * 1e9);
+        Some(Self { name: name.into(), bandwidth, flops, attention_flops: flops, memory })
     }
 
     /// The names that [`preset`](Self::preset) knows.

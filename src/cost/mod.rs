@@ -173,6 +173,24 @@ impl Cost {
         Ok(self.terms(pass)?.iter().filter(|term| term.part == part).map(Term::total).sum())
     }
 
+    /// Seconds that a pass takes if one term comes after the other: the sum of the terms' rooflines, attention's scores and
+    /// values at the hardware's [rate for them](Hardware::attention_flops).
+    ///
+    /// That is what to expect of a machine whose rates were measured. [`Hardware::roofline`] of all the
+    /// [`work`](Self::work) is what no machine of these rates can beat.
+    ///
+    /// # Errors
+    ///
+    /// As [`terms`](Self::terms).
+    pub fn seconds(&self, hardware: &Hardware, pass: Pass) -> Result<f64> {
+        let attention = Hardware { flops: hardware.attention_flops, ..hardware.clone() };
+        let seconds = |term: &Term| match term.is_over_keys() {
+            true => attention.roofline(term.total()).seconds(),
+            false => hardware.roofline(term.total()).seconds(),
+        };
+        Ok(self.terms(pass)?.iter().map(seconds).sum())
+    }
+
     /// How much faster a step at length `length` is with a cache than naively, both at the hardware's roofline.
     ///
     /// # Errors

@@ -180,6 +180,11 @@ impl Term {
     pub fn total(&self) -> Work {
         Work { flops: self.flops, bytes: self.weights + self.read + self.written } * self.times as f64
     }
+
+    /// Whether it is a product over keys, and not with a matrix of weights.
+    pub(super) fn is_over_keys(&self) -> bool {
+        self.flops > 0.0 && self.weights == 0.0
+    }
 }
 
 /// Elements that a term deals with; they become bytes in [`Cost::terms`].

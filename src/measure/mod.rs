@@ -18,4 +18,4 @@ pub use crate::summary::{median, quantile};
 pub use agree::{Divergence, TIE, Verdict, check_greedy};
 pub use clock::{Clock, Repeats, Timing};
 pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
-pub use peaks::{multiply_rate, peaks, read_bandwidth};
+pub use peaks::{attention_rate, multiply_rate, peaks, read_bandwidth};

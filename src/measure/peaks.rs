@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::thread;
 
-use burn::tensor::{DType, Device, Distribution, Shape, Tensor};
-use gpt2_burn_backends::{PackedMatrix, has_kernels};
+use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
+use gpt2_burn_backends::{PackedMatrix, attend, has_kernels};
 
 use super::clock::Repeats;
 use super::memory::machine_memory;
@@ -14,12 +14,15 @@ use crate::{Result, Threads};
 /// Bytes that no processor's cache holds.
 const BUFFER: usize = 256 << 20;
 
+/// Inputs and outputs of a matrix in f32 that takes as much.
+const MATRIX: [usize; 2] = [4096, 16_384];
+
 /// Width of the square matrices that are multiplied: large enough to be bound by arithmetic, small enough for a second.
 const WIDTH: usize = 1536;
 
-/// The device as hardware for [`cost`](crate::cost): its [bandwidth](read_bandwidth) and its [multiplications](multiply_rate)
-/// in f32, measured in about a second, and its memory if that is known. Of a CPU it is what [`Threads::current`] threads
-/// can do.
+/// The device as hardware for [`cost`](crate::cost): its [bandwidth](read_bandwidth), its [multiplications](multiply_rate)
+/// and its [attention](attention_rate) in f32, measured in some seconds, and its memory if that is known. Of a CPU it is what
+/// [`Threads::current`] threads can do.
 ///
 /// # Errors
 ///
@@ -31,11 +34,12 @@ pub fn peaks(device: &Device) -> Result<Hardware> {
         true => (format!("this machine ({} threads)", Threads::current()), machine_memory()),
         false => (format!("{device:?}"), None),
     };
-    Hardware::new(name, bandwidth, flops, memory.map_or(f64::INFINITY, |bytes| bytes as f64))
+    let memory = memory.map_or(f64::INFINITY, |bytes| bytes as f64);
+    Hardware::new(name, bandwidth, flops, memory)?.with_attention(attention_rate(device, repeats)?)
 }
 
 /// Bytes per second that the device reads from its memory: a buffer that no cache holds, read from end to end by all
-/// threads. The best of the runs counts.
+/// threads, by a plain loop or as a kernel reads a matrix, whichever is faster. The best of the runs counts.
 ///
 /// # Errors
 ///
@@ -47,7 +51,9 @@ pub fn read_bandwidth(device: &Device, repeats: Repeats) -> Result<f64> {
             black_box(read_by_all(black_box(&buffer)));
             Ok(())
         })?;
-        return Ok(BUFFER as f64 / timing.least());
+        drop(buffer);
+        let seconds = timing.least().min(kernel_reading_seconds(device, repeats)?.unwrap_or(f64::INFINITY));
+        return Ok(BUFFER as f64 / seconds);
     }
     let buffer = Tensor::<1>::ones([BUFFER / size_of::<f32>()], (device, DType::F32));
     let reading = repeats.time(device, || {
@@ -59,6 +65,22 @@ pub fn read_bandwidth(device: &Device, repeats: Repeats) -> Result<f64> {
         Ok(())
     })?;
     Ok(BUFFER as f64 / reading.least().min(copying.least() / 2.0))
+}
+
+/// Least seconds in which a kernel multiplies a vector by a matrix of the buffer's size; none without kernels. It asks for
+/// memory ahead of time, which a plain loop leaves to the processor.
+fn kernel_reading_seconds(device: &Device, repeats: Repeats) -> Result<Option<f64>> {
+    if !has_kernels(device) {
+        return Ok(None);
+    }
+    let matrix = PackedMatrix::new(Tensor::ones(MATRIX, (device, DType::F32)), DType::F32);
+    let [inputs, outputs] = MATRIX;
+    let (x, bias) = (Tensor::ones([1, inputs], device), Tensor::zeros([outputs], device));
+    let timing = repeats.time(device, || {
+        black_box(matrix.linear(x.clone(), bias.clone(), None));
+        Ok(())
+    })?;
+    Ok(Some(timing.least()))
 }
 
 /// Floating-point operations per second of products of large square matrices, in f32: burn's, or the kernel's if that is
@@ -84,6 +106,25 @@ pub fn multiply_rate(device: &Device, repeats: Repeats) -> Result<f64> {
         seconds = seconds.min(kernel.least());
     }
     Ok(2.0 * (WIDTH as f64).powi(3) / seconds)
+}
+
+/// Floating-point operations per second of attention over a prompt of 512 tokens with 12 heads of 64, GPT-2's, in f32: those
+/// of the pairs that the mask does not hide. The best of the runs counts.
+///
+/// # Errors
+///
+/// [`Error::Execution`](crate::Error::Execution) if the device fails.
+pub fn attention_rate(device: &Device, repeats: Repeats) -> Result<f64> {
+    let (heads, time, head_dim) = (12, 512, 64);
+    let random = || Tensor::random(Shape::new([1, heads, time, head_dim]), Distribution::Uniform(-1.0, 1.0), device);
+    let [query, keys, values]: [Tensor<4>; 3] = [random(), random(), random()];
+    let past = Tensor::<1, Int>::zeros([1], device);
+    let timing = repeats.time(device, || {
+        black_box(attend(query.clone(), keys.clone(), values.clone(), past.clone()));
+        Ok(())
+    })?;
+    let pairs = (time * (time + 1) / 2) as f64;
+    Ok(4.0 * pairs * (heads * head_dim) as f64 / timing.least())
 }
 
 fn is_cpu(device: &Device) -> bool {
@@ -125,7 +166,9 @@ mod tests {
         let device = Device::flex();
         let bandwidth = read_bandwidth(&device, Repeats::once()).unwrap();
         let flops = multiply_rate(&device, Repeats::once()).unwrap();
-        let machine = Hardware::new("machine", bandwidth, flops, f64::INFINITY).unwrap();
+        let attention = attention_rate(&device, Repeats::once()).unwrap();
+        let machine = Hardware::new("machine", bandwidth, flops, f64::INFINITY).unwrap().with_attention(attention);
+        let machine = machine.unwrap();
         // No machine that this runs on is a thousand times slower or faster than a desktop computer.
         assert!((1e7..1e14).contains(&bandwidth) && (1e7..1e16).contains(&flops), "{machine:?}");
         assert!(machine.roofline(Work { flops: 1.0, bytes: 1.0 }).seconds() > 0.0);
