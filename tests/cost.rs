@@ -6,7 +6,7 @@ mod common;
 use common::{device, small_config};
 use gpt2_burn::burn::module::{Module, ModuleVisitor, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
-use gpt2_burn::cost::{Bound, Cost, Counted, Hardware, Part, Pass, Precision, Speculation, Work, acceptance};
+use gpt2_burn::cost::{Bound, Cost, Counted, Hardware, Part, Pass, Precision, Reached, Speculation, Work, acceptance};
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::{Error, Gpt2, Gpt2Config};
 use proptest::prelude::*;
@@ -160,12 +160,18 @@ fn terms_one_after_the_other_take_longer_than_the_roofline_and_attention_has_its
     let roofline = t4.roofline(cost.work(decode).unwrap());
     assert!((cost.seconds(&t4, decode).unwrap() / roofline.seconds() - 1.0).abs() < 1e-9);
     // Scores and values of a long prefill at a thousandth of the rate.
-    let slow = t4.clone().with_attention(t4.flops / 1000.0).unwrap();
+    let reached = Reached { attention: t4.flops / 1000.0, ..t4.reached };
+    let slow = t4.clone().with_reached(reached).unwrap();
     let pass = Pass::naive(8, 1024);
-    let over_keys = 12.0 * 4.0 * 768.0 * 8.0 * (1024.0 * 1025.0 / 2.0) / slow.attention_flops;
+    let over_keys = 12.0 * 4.0 * 768.0 * 8.0 * (1024.0 * 1025.0 / 2.0) / reached.attention;
     let difference = cost.seconds(&slow, pass).unwrap() - cost.seconds(&t4, pass).unwrap();
     assert!((difference / over_keys - 1.0).abs() < 0.01, "{difference} and {over_keys}");
-    assert!(t4.with_attention(f64::NAN).is_err());
+    let slow = t4.clone().with_reached(Reached { linear: t4.flops / 1000.0, ..t4.reached }).unwrap();
+    let matrices = cost.naive().flops.at(8, 1024) - 12.0 * 4.0 * 768.0 * 8.0 * (1024.0 * 1025.0 / 2.0);
+    let ratio = cost.seconds(&slow, pass).unwrap() / (matrices / slow.reached.linear);
+    assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
+    assert!(t4.clone().with_reached(Reached { attention: f64::NAN, ..reached }).is_err());
+    assert!(t4.with_reached(Reached { linear: 0.0, ..reached }).is_err());
 }
 
 #[test]
@@ -304,9 +310,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn counteds()(on: [bool; 7]) -> Counted {
-        let [head, embeddings, norms, elementwise, biases, activations, causal] = on;
-        Counted { head, embeddings, norms, elementwise, biases, activations, causal }
+    fn counteds()(on: [bool; 8]) -> Counted {
+        let [head, embeddings, norms, elementwise, biases, activations, scores, causal] = on;
+        Counted { head, embeddings, norms, elementwise, biases, activations, scores, causal }
     }
 }
 

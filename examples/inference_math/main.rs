@@ -22,6 +22,7 @@ use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::cost::{
     ClosedForm, Cost, Counted, DraftLength, Hardware, Pass, Precision, Speculation, Term, bytes_from_text,
 };
+use gpt2_burn::measure::{Repeats, peaks};
 use gpt2_burn::{Error, Gpt2Config};
 use serde::Serialize;
 
@@ -281,7 +282,7 @@ fn inference_math(args: &Args) -> Result<(), Failure> {
 fn report(args: &Args) -> Result<Report, Failure> {
     let config = read_config(&args.config)?;
     let draft_config = read_config(&args.draft_config)?;
-    let hardware = hardware(args)?;
+    let hardware = hardware(args, &config)?;
     let cost = cost(args, &config)?;
     let draft = constant(&args.draft_config, &self::cost(args, &draft_config)?, &hardware);
     let target = constant(&args.config, &cost, &hardware);
@@ -327,9 +328,9 @@ fn read_config(name: &str) -> Result<Gpt2Config, Failure> {
     Ok(Gpt2Config::from_json(&read_text(&path)?)?)
 }
 
-fn hardware(args: &Args) -> Result<Hardware, Failure> {
+fn hardware(args: &Args, config: &Gpt2Config) -> Result<Hardware, Failure> {
     let base = match args.hardware.as_str() {
-        "measured" => gpt2_burn::measure::peaks(&args.model.device()?)?,
+        "measured" => peaks(&args.model.device()?, config, Repeats::default())?,
         name => Hardware::preset(name).ok_or_else(|| {
             let known: Vec<&str> = Hardware::preset_names().collect();
             format!("`{name}` is none of: {}, measured", known.join(", "))

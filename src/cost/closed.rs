@@ -157,6 +157,7 @@ impl Cost {
         let [w, e, k] =
             [self.precision.weights, self.precision.activations, self.precision.cache].map(|dtype| dtype.size() as f64);
         // Written keys and values are activations; those that attention reads always count.
+        let e_scores = if counted.scores { e } else { 0.0 };
         let (e, k_written) = if counted.activations { (e, k) } else { (0.0, 0.0) };
         let bias = f64::from(u8::from(counted.biases && config.bias));
         let shifts = f64::from(u8::from(config.bias));
@@ -170,7 +171,7 @@ impl Cost {
                 let tokens = step.each_token(6.0 * e * d + 2.0 * k_written * d);
                 (
                     step.each_token(8.0 * d * d) + step.each_pair(4.0 * d, 0.0, counted.causal),
-                    matrices + tokens + keys + step.each_pair(of_scores * heads * e, e, counted.causal),
+                    matrices + tokens + keys + step.each_pair(of_scores * heads * e_scores, e_scores, counted.causal),
                 )
             }
             Part::Mlp => {

@@ -15,11 +15,20 @@ pub struct Hardware {
     pub bandwidth: f64,
     /// Floating-point operations per second, in the element type of the work.
     pub flops: f64,
-    /// The same of attention's scores and values alone, which [`Cost::seconds`](super::Cost::seconds) reckons with:
-    /// of a machine that was [measured](crate::measure::peaks), what its attention reaches; else as `flops`.
-    pub attention_flops: f64,
+    /// What a model's operations reach of that.
+    pub reached: Reached,
     /// Bytes of memory; infinite if it is not known.
     pub memory: f64,
+}
+
+/// Floating-point operations per second in a model's own shapes, which [`Cost::seconds`](super::Cost::seconds) reckons with:
+/// those of a machine that was [measured](crate::measure::peaks). Of others they are not known, and taken for the peak.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Reached {
+    /// In products with matrices.
+    pub linear: f64,
+    /// In attention's scores and values, softmax included.
+    pub attention: f64,
 }
 
 /// Name for flags, name, GB/s, TFLOP/s dense in 16 bit with accumulation in f32, GB.
@@ -47,19 +56,21 @@ impl Hardware {
         positive("bytes per second", bandwidth, bandwidth.is_finite())?;
         positive("FLOPs per second", flops, flops.is_finite())?;
         positive("bytes of memory", memory, true)?;
-        Ok(Self { name: name.into(), bandwidth, flops, attention_flops: flops, memory })
+        Ok(Self { name: name.into(), bandwidth, flops, reached: Reached { linear: flops, attention: flops }, memory })
     }
 
-    /// The same with another rate of attention.
+    /// The same, with what a model's operations reach of its FLOPs.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] for a rate that is not a positive number.
-    pub fn with_attention(self, attention_flops: f64) -> Result<Self> {
-        match attention_flops.is_finite() && attention_flops > 0.0 {
-            true => Ok(Self { attention_flops, ..self }),
-            false => Err(Error::mismatch("FLOPs per second of attention", "a positive number", attention_flops)),
+    pub fn with_reached(self, reached: Reached) -> Result<Self> {
+        for (what, rate) in [("FLOPs per second of products", reached.linear), ("of attention", reached.attention)] {
+            if !(rate.is_finite() && rate > 0.0) {
+                return Err(Error::mismatch(what, "a positive number", rate));
+            }
         }
+        Ok(Self { reached, ..self })
     }
 
     /// A machine by the name that [`preset_names`](Self::preset_names) gives it, with the rates of its data sheet: dense,
@@ -78,7 +89,7 @@ impl Hardware {
     pub fn preset(name: &str) -> Option<Self> {
         let &(_, name, bandwidth, flops, memory) = PRESETS.iter().find(|row| row.0 == name)?;
         let (bandwidth, flops, memory) = (bandwidth * 1e9, flops * 1e12, memory * 1e9);
-        Some(Self { name: name.into(), bandwidth, flops, attention_flops: flops, memory })
+        Some(Self { name: name.into(), bandwidth, flops, reached: Reached { linear: flops, attention: flops }, memory })
     }
 
     /// The names that [`preset`](Self::preset) knows.

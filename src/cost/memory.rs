@@ -78,9 +78,9 @@ impl Cost {
     /// What a pass holds in memory.
     ///
     /// Activations are those of the step that holds most: the residual stream and the norm's output, and beside them either
-    /// queries, keys and values with the attention's result, or the MLP's hidden layer, or the logits. Where activations are
-    /// counted as [traffic](super::Counted::activations), scores are held too, before and after the softmax; and GELU's result
-    /// beside its operand, where it is a [pass of its own](super::Counted::elementwise).
+    /// queries, keys and values with the attention's result, or the MLP's hidden layer, or the logits. Where they are passes of
+    /// their own, [scores](super::Counted::scores) are held before and after the softmax, and
+    /// [GELU](super::Counted::elementwise)'s operand beside its result.
     ///
     /// # Errors
     ///
@@ -93,8 +93,8 @@ impl Cost {
         let [batch, new, keys, logits] = [pass.batch, pass.new, pass.keys(), pass.logits].map(|count| count as f64);
         let unfused = |yes: bool, elements: f64| if yes { elements } else { 0.0 };
         let counted = self.counted;
-        let scores = unfused(counted.activations, 2.0 * batch * heads * new * keys);
-        let gelu = unfused(counted.activations && counted.elementwise, batch * new * inner);
+        let scores = unfused(counted.scores, 2.0 * batch * heads * new * keys);
+        let gelu = unfused(counted.elementwise, batch * new * inner);
         let attention = batch * new * 4.0 * d + scores;
         let mlp = batch * new * inner + gelu;
         let stream = batch * new * 2.0 * d;

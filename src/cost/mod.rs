@@ -103,7 +103,7 @@ mod terms;
 
 pub use closed::{ClosedForm, Polynomial};
 pub use format::{bytes_from_text, format_bytes, format_seconds};
-pub use hardware::{Bound, Hardware, Roofline};
+pub use hardware::{Bound, Hardware, Reached, Roofline};
 pub use memory::{Fit, Memory};
 pub use pass::Pass;
 pub use speculation::{DraftLength, Speculation, acceptance};
@@ -173,8 +173,8 @@ impl Cost {
         Ok(self.terms(pass)?.iter().filter(|term| term.part == part).map(Term::total).sum())
     }
 
-    /// Seconds that a pass takes if one term comes after the other: the sum of the terms' rooflines, attention's scores and
-    /// values at the hardware's [rate for them](Hardware::attention_flops).
+    /// Seconds that a pass takes if one term comes after the other, each at the rate that the hardware
+    /// [reaches](Hardware::reached) in it: the sum of the terms' rooflines.
     ///
     /// That is what to expect of a machine whose rates were measured. [`Hardware::roofline`] of all the
     /// [`work`](Self::work) is what no machine of these rates can beat.
@@ -183,12 +183,10 @@ impl Cost {
     ///
     /// As [`terms`](Self::terms).
     pub fn seconds(&self, hardware: &Hardware, pass: Pass) -> Result<f64> {
-        let attention = Hardware { flops: hardware.attention_flops, ..hardware.clone() };
-        let seconds = |term: &Term| match term.is_over_keys() {
-            true => attention.roofline(term.total()).seconds(),
-            false => hardware.roofline(term.total()).seconds(),
-        };
-        Ok(self.terms(pass)?.iter().map(seconds).sum())
+        let Reached { linear, attention } = hardware.reached;
+        let [linear, attention] = [linear, attention].map(|flops| Hardware { flops, ..hardware.clone() });
+        let rate = |term: &Term| if term.is_over_keys() { &attention } else { &linear };
+        Ok(self.terms(pass)?.iter().map(|term| rate(term).roofline(term.total()).seconds()).sum())
     }
 
     /// How much faster a step at length `length` is with a cache than naively, both at the hardware's roofline.

@@ -91,9 +91,11 @@ pub struct Counted {
     pub elementwise: bool,
     /// Biases of the linear layers, if the model has them.
     pub biases: bool,
-    /// Activations, scores among them: what one operation writes and the next reads. Fused kernels keep them in a
-    /// processor's caches. Keys and values that attention reads are no activations.
+    /// Activations: what one operation writes and the next reads. Keys and values that attention reads are none.
     pub activations: bool,
+    /// Scores, the mask and the softmax, as passes of their own. A fused kernel keeps them on the processor (Dao et al.,
+    /// *FlashAttention*, 2022).
+    pub scores: bool,
     /// Only pairs of a query and a key that the mask does not hide: half of them in a long prefill. Kernels skip the others,
     /// textbook code computes them and throws them away.
     pub causal: bool,
@@ -102,21 +104,28 @@ pub struct Counted {
 impl Counted {
     /// Everything that textbook code does.
     pub fn all() -> Self {
-        let yes = true;
-        Self { head: yes, embeddings: yes, norms: yes, elementwise: yes, biases: yes, activations: yes, causal: false }
+        Self {
+            head: true,
+            embeddings: true,
+            norms: true,
+            elementwise: true,
+            biases: true,
+            activations: true,
+            scores: true,
+            causal: false,
+        }
     }
 
     /// The blocks' matrices, scores, mask and softmax, as the course assignment lists them. With the head:
     /// `Counted { head: true, ..Counted::assignment() }`.
     pub fn assignment() -> Self {
-        let no = false;
-        Self { head: no, embeddings: no, norms: no, elementwise: no, biases: no, activations: true, causal: no }
+        Self { head: false, embeddings: false, norms: false, elementwise: false, biases: false, ..Self::all() }
     }
 
-    /// What has to come from memory if kernels keep activations on the processor and skip what the mask hides, as this
-    /// library's do.
+    /// What kernels leave of it that compute attention, GELU and residual additions within other operations and skip what the
+    /// mask hides, as this library's do.
     pub fn kernels() -> Self {
-        Self { activations: false, causal: true, ..Self::all() }
+        Self { elementwise: false, scores: false, causal: true, ..Self::all() }
     }
 }
 
@@ -197,6 +206,8 @@ struct Elements {
     read_cached: f64,
     written: f64,
     written_cached: f64,
+    /// Read and written scores, and the mask.
+    scores: [f64; 2],
 }
 
 impl Cost {
@@ -236,7 +247,8 @@ impl Cost {
         let norms = counted_if(counted.norms, layers);
         let elementwise = counted_if(counted.elementwise, layers);
         // What is hidden from a single new token lies behind it, where nothing is.
-        let masks = counted_if(pass.new > 1, layers);
+        let masks = counted_if(counted.scores && pass.new > 1, layers);
+        let softmaxes = counted_if(counted.scores, layers);
         use Part::{Attention, Embeddings, Head, Mlp, Norms, Residual};
         let rows = [
             (
@@ -247,10 +259,10 @@ impl Cost {
             ),
             (Norms, "ln_1", norms, norm),
             (Attention, "c_attn", layers, Elements { written: tokens * d, written_cached: 2.0 * tokens * d, ..qkv }),
-            (Attention, "scores q k^T", layers, Elements { read: tokens * d, written: scores, ..over_keys }),
-            (Attention, "mask", masks, Elements { read: scores + pairs, written: scores, ..none }),
-            (Attention, "softmax", layers, Elements { read: scores, written: scores, ..none }),
-            (Attention, "values", layers, Elements { read: scores, written: tokens * d, ..over_keys }),
+            (Attention, "scores q k^T", layers, Elements { read: tokens * d, scores: [0.0, scores], ..over_keys }),
+            (Attention, "mask", masks, Elements { scores: [scores + pairs, scores], ..none }),
+            (Attention, "softmax", softmaxes, Elements { scores: [scores, scores], ..none }),
+            (Attention, "values", layers, Elements { written: tokens * d, scores: [scores, 0.0], ..over_keys }),
             (Attention, "c_proj", layers, linear(d, d, tokens)),
             (Residual, "add attention", elementwise, add),
             (Norms, "ln_2", norms, norm),
@@ -273,8 +285,9 @@ impl Cost {
     fn term(&self, part: Part, name: &'static str, times: usize, elements: Elements) -> Term {
         let [weight, activation, cached] =
             [self.precision.weights, self.precision.activations, self.precision.cache].map(|dtype| dtype.size() as f64);
-        let activation = if self.counted.activations { activation } else { 0.0 };
-        let written = if self.counted.activations { cached } else { 0.0 };
+        let of_scores = if self.counted.scores { activation } else { 0.0 };
+        let (activation, written) = if self.counted.activations { (activation, cached) } else { (0.0, 0.0) };
+        let [scores_read, scores_written] = elements.scores.map(|scores| of_scores * scores);
         let biases = if self.counted.biases && self.config.bias { elements.biases } else { 0.0 };
         Term {
             part,
@@ -282,8 +295,8 @@ impl Cost {
             times,
             flops: elements.flops,
             weights: weight * (elements.weights + biases),
-            read: activation * elements.read + cached * elements.read_cached,
-            written: activation * elements.written + written * elements.written_cached,
+            read: activation * elements.read + cached * elements.read_cached + scores_read,
+            written: activation * elements.written + written * elements.written_cached + scores_written,
         }
     }
 }

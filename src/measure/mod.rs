@@ -11,11 +11,13 @@
 
 mod agree;
 mod clock;
+mod fit;
 mod memory;
 mod peaks;
 
 pub use crate::summary::{median, quantile};
 pub use agree::{Divergence, TIE, Verdict, check_greedy};
 pub use clock::{Clock, Repeats, Timing};
+pub use fit::{Fit, Growth};
 pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
-pub use peaks::{attention_rate, multiply_rate, peaks, read_bandwidth};
+pub use peaks::{attention_rate, linear_rate, multiply_rate, peaks, read_bandwidth};

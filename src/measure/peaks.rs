@@ -8,8 +8,8 @@ use gpt2_burn_backends::{PackedMatrix, attend, has_kernels};
 
 use super::clock::Repeats;
 use super::memory::machine_memory;
-use crate::cost::Hardware;
-use crate::{Result, Threads};
+use crate::cost::{Hardware, Reached};
+use crate::{Gpt2Config, Result, Threads};
 
 /// Bytes that no processor's cache holds.
 const BUFFER: usize = 256 << 20;
@@ -20,26 +20,39 @@ const MATRIX: [usize; 2] = [4096, 16_384];
 /// Width of the square matrices that are multiplied: large enough to be bound by arithmetic, small enough for a second.
 const WIDTH: usize = 1536;
 
-/// The device as hardware for [`cost`](crate::cost): its [bandwidth](read_bandwidth), its [multiplications](multiply_rate)
-/// and its [attention](attention_rate) in f32, measured in some seconds, and its memory if that is known. Of a CPU it is what
-/// [`Threads::current`] threads can do.
+/// Tokens of a prompt, for products.
+const ROWS: usize = 128;
+
+/// The same for attention.
+const KEYS: usize = 512;
+
+/// Most copies of a matrix.
+const MOST_COPIES: usize = 64;
+
+/// The device as hardware for [`cost`](crate::cost), each of its rates measured `repeats` times: its [bandwidth](read_bandwidth), its
+/// [multiplications](multiply_rate), what a model of this shape reaches of them in its [products](linear_rate) and its
+/// [attention](attention_rate), all in f32, and its memory if that is known. Of a CPU it is what [`Threads::current`]
+/// threads can do.
 ///
 /// # Errors
 ///
+/// [`Error::Config`](crate::Error::Config) for a shape that no model can have;
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
-pub fn peaks(device: &Device) -> Result<Hardware> {
-    let repeats = Repeats::default();
-    let (bandwidth, flops) = (read_bandwidth(device, repeats)?, multiply_rate(device, repeats)?);
+pub fn peaks(device: &Device, config: &Gpt2Config, repeats: Repeats) -> Result<Hardware> {
+    config.validate()?;
+    let (bandwidth, square) = (read_bandwidth(device, repeats)?, multiply_rate(device, repeats)?);
+    let linear = linear_rate(device, [config.n_embd, config.inner()], repeats)?;
+    let attention = attention_rate(device, config.n_head, config.head_dim(), repeats)?;
     let (name, memory) = match is_cpu(device) {
         true => (format!("this machine ({} threads)", Threads::current()), machine_memory()),
         false => (format!("{device:?}"), None),
     };
     let memory = memory.map_or(f64::INFINITY, |bytes| bytes as f64);
-    Hardware::new(name, bandwidth, flops, memory)?.with_attention(attention_rate(device, repeats)?)
+    Hardware::new(name, bandwidth, square.max(linear), memory)?.with_reached(Reached { linear, attention })
 }
 
 /// Bytes per second that the device reads from its memory: a buffer that no cache holds, read from end to end by all
-/// threads, by a plain loop or as a kernel reads a matrix, whichever is faster. The best of the runs counts.
+/// threads, by a plain loop or as a kernel reads a matrix, whichever is faster. The median of the runs counts.
 ///
 /// # Errors
 ///
@@ -52,7 +65,7 @@ pub fn read_bandwidth(device: &Device, repeats: Repeats) -> Result<f64> {
             Ok(())
         })?;
         drop(buffer);
-        let seconds = timing.least().min(kernel_reading_seconds(device, repeats)?.unwrap_or(f64::INFINITY));
+        let seconds = timing.median().min(kernel_reading_seconds(device, repeats)?.unwrap_or(f64::INFINITY));
         return Ok(BUFFER as f64 / seconds);
     }
     let buffer = Tensor::<1>::ones([BUFFER / size_of::<f32>()], (device, DType::F32));
@@ -64,10 +77,10 @@ pub fn read_bandwidth(device: &Device, repeats: Repeats) -> Result<f64> {
         black_box(buffer.clone() + 1.0);
         Ok(())
     })?;
-    Ok(BUFFER as f64 / reading.least().min(copying.least() / 2.0))
+    Ok(BUFFER as f64 / reading.median().min(copying.median() / 2.0))
 }
 
-/// Least seconds in which a kernel multiplies a vector by a matrix of the buffer's size; none without kernels. It asks for
+/// Seconds in which a kernel multiplies a vector by a matrix of the buffer's size; none without kernels. It asks for
 /// memory ahead of time, which a plain loop leaves to the processor.
 fn kernel_reading_seconds(device: &Device, repeats: Repeats) -> Result<Option<f64>> {
     if !has_kernels(device) {
@@ -80,51 +93,85 @@ fn kernel_reading_seconds(device: &Device, repeats: Repeats) -> Result<Option<f6
         black_box(matrix.linear(x.clone(), bias.clone(), None));
         Ok(())
     })?;
-    Ok(Some(timing.least()))
+    Ok(Some(timing.median()))
 }
 
 /// Floating-point operations per second of products of large square matrices, in f32: burn's, or the kernel's if that is
-/// faster. The best of the runs counts.
+/// faster. The median of the runs counts.
 ///
 /// # Errors
 ///
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
 pub fn multiply_rate(device: &Device, repeats: Repeats) -> Result<f64> {
-    let random = || Tensor::<2>::random(Shape::new([WIDTH, WIDTH]), Distribution::Uniform(-1.0, 1.0), device);
-    let (left, right) = (random(), random());
+    let (left, right) = (random([WIDTH, WIDTH], device), random([WIDTH, WIDTH], device));
     let product = repeats.time(device, || {
         black_box(left.clone().matmul(right.clone()));
         Ok(())
     })?;
-    let mut seconds = product.least();
-    if has_kernels(device) {
-        let (packed, bias) = (PackedMatrix::new(right, DType::F32), Tensor::zeros([WIDTH], device));
-        let kernel = repeats.time(device, || {
-            black_box(packed.linear(left.clone(), bias.clone(), None));
-            Ok(())
-        })?;
-        seconds = seconds.min(kernel.least());
-    }
-    Ok(2.0 * (WIDTH as f64).powi(3) / seconds)
+    let flops = 2.0 * (WIDTH as f64).powi(3) / product.median();
+    Ok(flops.max(product_rate(device, left, vec![right], repeats)?))
 }
 
-/// Floating-point operations per second of attention over a prompt of 512 tokens with 12 heads of 64, GPT-2's, in f32: those
-/// of the pairs that the mask does not hide. The best of the runs counts.
+/// Floating-point operations per second of the product of 128 rows with a matrix `[inputs, outputs]`, as a model prepared for
+/// the device computes it, in f32. Matrices are taken in turns from more than a processor's cache holds, as a model finds
+/// them. The median of the runs counts.
 ///
 /// # Errors
 ///
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
-pub fn attention_rate(device: &Device, repeats: Repeats) -> Result<f64> {
-    let (heads, time, head_dim) = (12, 512, 64);
-    let random = || Tensor::random(Shape::new([1, heads, time, head_dim]), Distribution::Uniform(-1.0, 1.0), device);
-    let [query, keys, values]: [Tensor<4>; 3] = [random(), random(), random()];
+pub fn linear_rate(device: &Device, [inputs, outputs]: [usize; 2], repeats: Repeats) -> Result<f64> {
+    let bytes = inputs.saturating_mul(outputs).saturating_mul(size_of::<f32>()).max(1);
+    let copies = (BUFFER / 2).div_ceil(bytes).clamp(1, MOST_COPIES);
+    let weights = (0..copies).map(|_| Tensor::ones([inputs, outputs], device)).collect();
+    product_rate(device, random([ROWS, inputs], device), weights, repeats)
+}
+
+/// That of `x W` by a kernel, or by burn where there is none, with one weight after the other.
+fn product_rate(device: &Device, x: Tensor<2>, weights: Vec<Tensor<2>>, repeats: Repeats) -> Result<f64> {
+    let ([rows, inputs], [_, outputs]) = (x.dims(), weights[0].dims());
+    let bias = Tensor::zeros([outputs], device);
+    let product: Vec<Box<dyn Fn() -> Tensor<2>>> = weights
+        .into_iter()
+        .map(|weight| -> Box<dyn Fn() -> Tensor<2>> {
+            let (x, bias) = (x.clone(), bias.clone());
+            match has_kernels(device) {
+                true => {
+                    let packed = PackedMatrix::new(weight, DType::F32);
+                    Box::new(move || packed.linear(x.clone(), bias.clone(), None))
+                }
+                false => Box::new(move || x.clone().matmul(weight.clone())),
+            }
+        })
+        .collect();
+    let mut turn = 0;
+    let timing = repeats.time(device, || {
+        turn = (turn + 1) % product.len();
+        black_box(product[turn]());
+        Ok(())
+    })?;
+    Ok(2.0 * rows as f64 * inputs as f64 * outputs as f64 / timing.median())
+}
+
+/// Floating-point operations per second of attention over a prompt of 512 tokens, in f32: those of the pairs that the mask
+/// does not hide. The median of the runs counts.
+///
+/// # Errors
+///
+/// [`Error::Execution`](crate::Error::Execution) if the device fails.
+pub fn attention_rate(device: &Device, heads: usize, head_dim: usize, repeats: Repeats) -> Result<f64> {
+    let shape = [1, heads, KEYS, head_dim];
+    let (query, keys, values) = (random(shape, device), random(shape, device), random(shape, device));
     let past = Tensor::<1, Int>::zeros([1], device);
     let timing = repeats.time(device, || {
         black_box(attend(query.clone(), keys.clone(), values.clone(), past.clone()));
         Ok(())
     })?;
-    let pairs = (time * (time + 1) / 2) as f64;
-    Ok(4.0 * pairs * (heads * head_dim) as f64 / timing.least())
+    let pairs = (KEYS * (KEYS + 1) / 2) as f64;
+    Ok(4.0 * pairs * (heads * head_dim) as f64 / timing.median())
+}
+
+fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::random(Shape::new(shape), Distribution::Uniform(-1.0, 1.0), device)
 }
 
 fn is_cpu(device: &Device) -> bool {
@@ -151,7 +198,6 @@ fn read_by_all(buffer: &[u64]) -> u64 {
 #[cfg(all(test, feature = "flex"))]
 mod tests {
     use super::*;
-    use crate::cost::Work;
 
     #[test]
     fn every_byte_is_read_once() {
@@ -163,14 +209,18 @@ mod tests {
 
     #[test]
     fn a_machine_is_measured_with_one_run() {
-        let device = Device::flex();
-        let bandwidth = read_bandwidth(&device, Repeats::once()).unwrap();
-        let flops = multiply_rate(&device, Repeats::once()).unwrap();
-        let attention = attention_rate(&device, Repeats::once()).unwrap();
-        let machine = Hardware::new("machine", bandwidth, flops, f64::INFINITY).unwrap().with_attention(attention);
-        let machine = machine.unwrap();
-        // No machine that this runs on is a thousand times slower or faster than a desktop computer.
-        assert!((1e7..1e14).contains(&bandwidth) && (1e7..1e16).contains(&flops), "{machine:?}");
-        assert!(machine.roofline(Work { flops: 1.0, bytes: 1.0 }).seconds() > 0.0);
+        let (device, once) = (Device::flex(), Repeats::once());
+        let rates = [
+            read_bandwidth(&device, once),
+            multiply_rate(&device, once),
+            linear_rate(&device, [64, 256], once),
+            attention_rate(&device, 2, 32, once),
+        ];
+        for rate in rates {
+            // No machine that this runs on is a thousand times slower or faster than a desktop computer.
+            assert!((1e6..1e16).contains(&rate.unwrap()));
+        }
+        let wrong = Gpt2Config { n_head: 5, ..Gpt2Config::default() };
+        assert!(matches!(peaks(&device, &wrong, once), Err(crate::Error::Config { .. })));
     }
 }
