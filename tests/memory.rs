@@ -140,7 +140,7 @@ fn a_thousand_generations_leave_nothing_behind() {
 
 /// Prompts of 40 to 100 tokens; of each three, two begin as some others do.
 fn prefixed_prompt(n: usize) -> Vec<u32> {
-    let shared = if n % 3 == 0 { 0 } else { 30 + n % 7 * 4 };
+    let shared = if n.is_multiple_of(3) { 0 } else { 30 + n % 7 * 4 };
     let prefix = (0..shared).map(|at| (n % 14 * 7 + at * at) % 61);
     let own = (0..40 + n * 37 % 40).map(|at| (n * n * 13 + n / 61 + at * (n % 59 + 1) + at * at * 5) % 61);
     prefix.chain(own).take(100).map(|id| id as u32).collect()

@@ -8,7 +8,7 @@ use clap::{Parser, ValueEnum};
 use gpt2_burn::Gpt2Config;
 use gpt2_burn::generate::Decoder;
 
-use crate::common::model::{ModelArgs, WeightType};
+use crate::common::model::{FloatType, ModelArgs};
 use crate::common::{Failure, at_least_one};
 
 /// Curves of time and memory against the length of the prompt and of the output, with what the arithmetic predicts.
@@ -44,7 +44,7 @@ pub struct Args {
     pub batch_size: usize,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    pub cache_dtype: Option<WeightType>,
+    pub cache_dtype: Option<FloatType>,
     /// Rounds through all points, of which the medians are reported
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub num_samples: Option<usize>,

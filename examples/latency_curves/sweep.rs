@@ -1,6 +1,6 @@
 //! The measuring: every point by every decoder, in rounds.
 
-use gpt2_burn::burn::tensor::{DType, Device};
+use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::cost::{Hardware, Reached};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
 use gpt2_burn::measure::{Clock, Repeats, Timing, median, peaks};
@@ -121,7 +121,7 @@ impl Sweep {
             device: device_name.to_owned(),
             model: model_name(args, plan),
             parameters: model.config().num_params(),
-            dtype: format!("{:?}", DType::from(args.model.dtype)).to_lowercase(),
+            dtype: args.model.dtype.to_string(),
             kernels: model.is_prepared(),
             threads: Threads::current(),
             batch: args.batch_size,

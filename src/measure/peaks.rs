@@ -8,6 +8,7 @@ use gpt2_burn_backends::{PackedMatrix, attend, has_kernels};
 
 use super::clock::Repeats;
 use super::memory::machine_memory;
+use crate::WeightFormat;
 use crate::cost::{Hardware, Reached};
 use crate::{Gpt2Config, Result, Threads};
 
@@ -86,7 +87,7 @@ fn kernel_reading_seconds(device: &Device, repeats: Repeats) -> Result<Option<f6
     if !has_kernels(device) {
         return Ok(None);
     }
-    let matrix = PackedMatrix::new(Tensor::ones(MATRIX, (device, DType::F32)), DType::F32);
+    let matrix = PackedMatrix::new(Tensor::ones(MATRIX, (device, DType::F32)), WeightFormat::F32);
     let [inputs, outputs] = MATRIX;
     let (x, bias) = (Tensor::ones([1, inputs], device), Tensor::zeros([outputs], device));
     let timing = repeats.time(device, || {
@@ -136,7 +137,7 @@ fn product_rate(device: &Device, x: Tensor<2>, weights: Vec<Tensor<2>>, repeats:
             let (x, bias) = (x.clone(), bias.clone());
             match has_kernels(device) {
                 true => {
-                    let packed = PackedMatrix::new(weight, DType::F32);
+                    let packed = PackedMatrix::new(weight, WeightFormat::F32);
                     Box::new(move || packed.linear(x.clone(), bias.clone(), None))
                 }
                 false => Box::new(move || x.clone().matmul(weight.clone())),

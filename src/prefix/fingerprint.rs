@@ -37,6 +37,7 @@ impl Fingerprint {
     }
 
     /// From the text that [`Display`](fmt::Display) gives.
+    #[cfg(feature = "files")]
     pub(super) fn from_text(text: &str) -> Option<Self> {
         (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok())?.map(Self)
     }

@@ -46,7 +46,7 @@ impl Piece {
 /// let prompts: [&[u32]; 4] = [&[1, 2, 3, 4], &[1, 2, 3, 5], &[1, 2, 6], &[1, 2, 6]];
 /// let plan = Plan::new(&prompts, Reuse::Radix, |_| 0);
 /// assert_eq!((plan.requested_tokens(), plan.computed_tokens()), (14, 6));
-/// assert_eq!(plan.forwards().count(), 3); // [1, 2], then [3], then [4], [5] and [6]
+/// assert_eq!(plan.forwards().count(), 2); // [1, 2, 3], then [4], [5] and [6], the last behind [1, 2]
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {

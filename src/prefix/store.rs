@@ -219,6 +219,7 @@ impl PrefixCache {
     }
 
     /// Looks at the tree as it is now.
+    #[cfg(feature = "files")]
     pub(crate) fn with_tree<T>(&self, look: impl FnOnce(&RadixTree<Fingerprint, KvSegment>) -> T) -> T {
         look(&self.shared.lock())
     }
