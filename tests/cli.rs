@@ -533,3 +533,92 @@ fn perplexity_is_the_recorded_loss() {
     assert_eq!(half["tokens"], whole["tokens"]);
     assert_ne!(half["loss"], whole["loss"], "the windows are others");
 }
+
+#[test]
+fn prompts_that_begin_alike_are_computed_once() {
+    let model = path("hf-tiny");
+    let fixed = ["--model", &model, "--temperature", "0", "--max-new-tokens", "4"];
+    let prompts = ["--prompt-ids", "1,2,3,4,5", "--prompt-ids", "1,2,3,9", "--prompt-ids", "1,2,3,9"];
+    let with = |flags: &[&str]| {
+        let output = json("generate", &[&fixed[..], &prompts, flags].concat());
+        let stats = &output["stats"];
+        let [computed, reused, all] =
+            ["computed_prompt_tokens", "reused_prompt_tokens", "prompt_tokens"].map(|key| stats[key].as_u64().unwrap());
+        assert_eq!(computed + reused, all);
+        let ids = |completion: &Value| completion["ids"].clone();
+        (computed, output["completions"].as_array().unwrap().iter().map(ids).collect::<Vec<_>>())
+    };
+    let (all, expected) = with(&[]);
+    assert_eq!(all, 13);
+    for (flags, computed) in [
+        (&["--prefix-cache", "off"][..], 13),
+        (&["--prefix-cache", "exact"], 5 + 4),
+        (&["--prefix-cache", "radix"], 5 + 1),
+        (&["--prefix-cache"], 5 + 1),
+        (&["--prefix-cache", "--cache", "growing", "--kernels", "off"], 5 + 1),
+        (&["--prefix-cache", "--decoder", "speculative", "--draft", "ngram"], 5 + 1),
+    ] {
+        assert_eq!(with(flags), (computed, expected.clone()), "{flags:?}");
+    }
+
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("prefixes");
+    let file = file.to_str().unwrap();
+    assert_eq!(with(&["--prefix-cache-file", file]), (5 + 1, expected.clone()));
+    assert_eq!(with(&["--prefix-cache-file", file]), (2, expected.clone()), "the last token of each");
+    assert_eq!(with(&["--prefix-cache-file", file, "--prefix-cache-mb", "0"]).0, 5 + 1);
+    // That run saved what it had, which was nothing.
+    assert_eq!(with(&["--prefix-cache-file", file, "--prefix-cache", "exact", "--keep-generated"]).0, 5 + 4);
+    let next: Vec<u32> = serde_json::from_value(expected[0].clone()).unwrap();
+    let next = list(&[&[1, 2, 3, 4, 5], &next[..], &[7]].concat());
+    let args = [&fixed[..], &["--prompt-ids", &next, "--prefix-cache-file", file]].concat();
+    assert_eq!(json("generate", &args)["stats"]["computed_prompt_tokens"].as_u64(), Some(2));
+
+    let refused = |flags: &[&str]| failure("generate", &[&fixed[..], &prompts, flags].concat());
+    assert!(refused(&["--prefix-cache", "off", "--prefix-cache-file", file]).contains("leaves nothing"));
+    assert!(refused(&["--prefix-cache", "--decoder", "naive"]).contains("got naive"));
+    let before = std::fs::read(file).unwrap();
+    let other =
+        failure("generate", &["--model", &path("hf-tiny-untied"), "--prompt-ids", "1", "--prefix-cache-file", file]);
+    assert!(other.contains("another model") && other.trim_end().lines().count() == 1, "{other}");
+    assert!(std::fs::read(file).unwrap() == before, "a file of another model is not written over");
+    // The bare flag may stand before a prompt.
+    let text = text("generate", &["--temperature", "0", "--max-new-tokens", "3", "--prefix-cache", "ROMEO:"]);
+    assert!(text.starts_with("ROMEO:"));
+}
+
+#[test]
+fn shared_prefix_reports_every_case_and_draws_it() {
+    let folder = tempfile::tempdir().unwrap();
+    let chart = folder.path().join("chart.svg");
+    let sweep = ["--prompts", "1,3", "--shared-tokens", "0,20", "--own-tokens", "4", "--max-new-tokens", "3"];
+    let sweep = [&sweep[..], &["--num-samples", "1", "--chart", chart.to_str().unwrap()]].concat();
+    let rows = json("shared_prefix", &sweep);
+    let rows = rows.as_array().unwrap();
+    let cases: Vec<[u64; 4]> = rows
+        .iter()
+        .map(|row| {
+            ["prompts", "shared_tokens", "requested_prompt_tokens", "computed_prompt_tokens"]
+                .map(|key| row[key].as_u64().unwrap())
+        })
+        .collect();
+    assert_eq!(cases[..2], [[1, 0, 4, 4], [1, 20, 24, 24]]);
+    // What the prompts share by chance is computed once as well.
+    assert!(cases[2][..3] == [3, 0, 12] && cases[2][3] <= 12 && cases[3][..3] == [3, 20, 72] && cases[3][3] <= 32);
+    for row in rows {
+        assert_eq!(row["equal"].as_bool(), Some(true));
+        assert!(
+            row["ttft_seconds_without"].as_f64().unwrap() > 0.0 && row["ttft_seconds_with"].as_f64().unwrap() > 0.0
+        );
+        assert_eq!(row.as_object().unwrap().len(), 7);
+    }
+    let svg = std::fs::read_to_string(chart).unwrap();
+    assert!(svg.starts_with("<svg") && svg.contains("3 prompts") && svg.contains("dashed: ideal"));
+
+    let printed =
+        text("shared_prefix", &["--prompts", "2", "--shared-tokens", "8", "--own-tokens", "2", "--num-samples", "1"]);
+    assert!(printed.contains("The outputs are equal") && printed.contains("| prompts |"), "{printed}");
+    assert!(failure("shared_prefix", &["--shared-tokens", "600"]).contains("the model has 512"));
+    assert!(failure("shared_prefix", &["--prompts", "0"]).contains("1.."));
+    assert!(failure("shared_prefix", &["--config", "gpt3"]).contains("gpt2-xl"));
+}
