@@ -160,6 +160,7 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: Option<Gelu>) -> Tensor<2> {
+        assert_eq!(x.dims()[1], self.inputs, "width of x");
         let (x, bias, outputs) = (x.into_dispatch(), bias.into_dispatch(), self.outputs);
         Tensor::from_dispatch(match self.elements.clone() {
             Elements::Float(tiles) => {
@@ -178,6 +179,7 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear_add(&self, x: Tensor<2>, bias: Tensor<1>, residual: Tensor<2>) -> Tensor<2> {
+        assert_eq!([x.dims()[1], residual.dims()[1]], [self.inputs, self.outputs], "widths of x and of the residual");
         let (x, bias, residual) = (x.into_dispatch(), bias.into_dispatch(), residual.into_dispatch());
         Tensor::from_dispatch(match self.elements.clone() {
             Elements::Float(tiles) => {
@@ -190,7 +192,7 @@ impl PackedMatrix {
         })
     }
 
-    /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32.
+    /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32. Behind the last there may be some more, of zeros.
     ///
     /// # Panics
     ///

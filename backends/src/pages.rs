@@ -4,6 +4,7 @@
 use bytemuck::Zeroable;
 
 /// Bytes from which on a buffer has a large page of 2 MB in it, wherever it lies.
+#[cfg_attr(not(target_os = "linux"), allow(dead_code))]
 const WORTH_ADVICE: usize = 4 << 20;
 
 /// Zeros, in large pages where the system gives them to those who ask: reading weights from end to end, a processor
@@ -15,23 +16,25 @@ pub fn zeroed<T: Zeroable>(len: usize) -> Vec<T> {
 }
 
 /// To be asked before the memory is written: until then, it is only promised.
+#[cfg(target_os = "linux")]
 fn ask_for_large_pages<T>(buffer: &mut [T]) {
+    const PAGE: usize = 4096;
     let bytes = size_of_val(buffer);
     if bytes < WORTH_ADVICE {
         return;
     }
-    #[cfg(target_os = "linux")]
-    {
-        const PAGE: usize = 4096;
-        let start = buffer.as_mut_ptr().cast::<u8>();
-        let skipped = start.align_offset(PAGE);
-        let whole = (bytes - skipped) / PAGE * PAGE;
-        // SAFETY: the pages lie in the buffer, which is borrowed for as long as this takes, and the advice changes neither
-        // what they hold nor what may be done with them. Where pages are larger than 4 KB and the start is not that of a
-        // page, the call fails and does nothing; so a failure is of no consequence.
-        unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
-    }
+    let start = buffer.as_mut_ptr().cast::<u8>();
+    let skipped = start.align_offset(PAGE);
+    let whole = (bytes - skipped) / PAGE * PAGE;
+    // SAFETY: the pages lie in the buffer, which is borrowed for as long as this takes, and the advice changes neither what
+    // they hold nor what may be done with them. Where pages are larger than 4 KB and the start is not that of a page, the
+    // call fails and does nothing; so a failure is of no consequence.
+    unsafe { libc::madvise(start.add(skipped).cast(), whole, libc::MADV_HUGEPAGE) };
 }
+
+/// Other systems decide by themselves.
+#[cfg(not(target_os = "linux"))]
+fn ask_for_large_pages<T>(_: &mut [T]) {}
 
 #[cfg(test)]
 mod tests {

@@ -92,7 +92,8 @@ impl Checkpoint {
     }
 
     /// As [`load`](Self::load) and then [`Gpt2::prepare`], but each matrix is packed as it is read, so that the weights
-    /// are never held in two forms: what it takes is little more than the model in `format`.
+    /// are never held in two forms: what it takes is little more than the model in `format`. (Of a PyTorch file, the head is
+    /// held as a whole while it is packed.)
     ///
     /// # Errors
     ///

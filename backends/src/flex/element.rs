@@ -1,6 +1,7 @@
 //! Element types of weights, widened to f32 as they are read.
 #![allow(unsafe_code)] // one instruction that no portable code is compiled to
 
+#[cfg(target_arch = "x86_64")]
 use std::any::TypeId;
 
 use burn::tensor::{bf16, f16};

@@ -131,7 +131,8 @@ impl Gpt2Ops for Flex {
         let is_whole = buffer.is_contiguous() && buffer.layout().start_offset() == 0;
         with_element!(buffer.dtype(), E if is_whole && new.dtype() == buffer.dtype() => {
             let new = rows_contiguous(new);
-            append::<E>(buffer.storage_mut(), [heads, capacity, head_dim], view(&new), &starts, &counts);
+            let len = starts.len() * heads * capacity * head_dim;
+            append::<E>(&mut buffer.storage_mut()[..len], [heads, capacity, head_dim], view(&new), &starts, &counts);
             buffer
         }, _ => default::append::<Self>(buffer, new, starts, counts))
     }

@@ -1,7 +1,7 @@
 //! `softmax(q k^T / sqrt D) v` over the keys that each query sees, in place in the cache.
 //!
-//! Every query of every head is computed by itself, over its own keys and no others: there is no mask, and what stands
-//! behind a row's end is not read. Sums have an order that depends on the number of
+//! A query's result is made of its own keys and no others: what is computed with keys that it does not see is thrown away
+//! before it is added to anything. Sums have an order that depends on the number of
 //! keys alone: 16 partial sums over the width of a head for a score, 16 over the keys for the softmax's denominator, and
 //! one chain over the keys for each element of the result.
 

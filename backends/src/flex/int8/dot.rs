@@ -7,7 +7,6 @@ use super::QUADS;
 use super::rows::Part;
 use super::weights::OFFSET;
 use crate::flex::element::Element;
-use crate::flex::prefetch::prefetch_behind;
 use crate::ops::TILE;
 
 /// Instructions that multiply bytes. The sums are the same to the last bit with all of them.
@@ -41,6 +40,7 @@ impl Multiplier {
     /// All that this machine has.
     #[cfg(test)]
     pub fn all() -> Vec<Self> {
+        #[cfg_attr(not(target_arch = "x86_64"), allow(unused_mut))]
         let mut all = vec![Self(Kind::Portable), Self::best()];
         #[cfg(target_arch = "x86_64")]
         if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") {
@@ -103,6 +103,7 @@ mod x86 {
     use std::arch::x86_64::*;
 
     use super::*;
+    use crate::flex::prefetch::prefetch_behind;
 
     /// 16 words of four bytes are multiplied with four bytes, and added to 16 sums, by one instruction.
     #[target_feature(enable = "avx512f,avx512vnni")]

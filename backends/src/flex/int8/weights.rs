@@ -53,8 +53,9 @@ impl<'a> Quantized<'a> {
 
 /// Words and scales of a matrix: `at(input, output)` is an element.
 ///
-/// A group's scale is its largest weight divided by 127, so that this one is 127 or -127. If one of its weights is not
-/// finite, nor is its scale, and so nothing that is computed from it.
+/// A group's scale is its largest weight divided by 127, rounded to f16: that weight is 127 or -127, or cut to it where the
+/// rounding is coarse, which is for groups without a weight above a thousandth or so. If one of its weights is not finite,
+/// nor is its scale, and so nothing that is computed from it.
 pub fn quantize(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> (Vec<i32>, Vec<f16>) {
     let (of_column, groups) = (inputs.div_ceil(QUAD), inputs.div_ceil(GROUP));
     let tiles = outputs.div_ceil(TILE);
