@@ -20,6 +20,7 @@ mod names;
 mod nanogpt;
 #[cfg(feature = "files")]
 mod pytorch;
+mod random;
 mod safetensors;
 #[cfg(feature = "files")]
 mod save;
@@ -76,6 +77,30 @@ impl Checkpoint {
         Ok(Self {
             config: Gpt2Config::from_json(config)?,
             source: Box::new(source),
+            layout: names::Layout::HuggingFace,
+            folder: None,
+        })
+    }
+
+    /// Random weights for a shape, drawn as GPT-2 initialises them: those of a seed are the same wherever they are loaded, which
+    /// [`Gpt2Config::init`] does not promise, since there each device draws its own.
+    ///
+    /// ```
+    /// use gpt2_burn::{Checkpoint, Gpt2Config, burn::tensor::DType};
+    ///
+    /// let config = Gpt2Config { vocab_size: 50, n_positions: 16, n_embd: 8, n_layer: 2, n_head: 2, ..Default::default() };
+    /// let model = Checkpoint::random(&config, 1337)?.load(&gpt2_burn::device("flex")?, DType::F32)?;
+    /// # Ok::<(), gpt2_burn::Error>(())
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// As [`Gpt2Config::validate`].
+    pub fn random(config: &Gpt2Config, seed: u64) -> Result<Self> {
+        config.validate()?;
+        Ok(Self {
+            config: config.clone(),
+            source: Box::new(random::RandomSource::new(config, seed)),
             layout: names::Layout::HuggingFace,
             folder: None,
         })

@@ -57,6 +57,21 @@ pub struct Divergence {
 /// [`Error::TokenOutOfRange`]; [`Error::ContextOverflow`] if a row is longer than the context: what slid is not compared;
 /// [`Error::NotFinite`] if logits are no numbers.
 pub fn check_greedy(generator: &Generator, prompts: &[Vec<u32>], outputs: &[Vec<u32>]) -> Result<Verdict> {
+    check_greedy_against(generator.model(), generator, prompts, outputs)
+}
+
+/// As [`check_greedy`], with the naive decoding of `reference`: the same weights on another device, or in another type.
+///
+/// # Errors
+///
+/// As [`check_greedy`]; [`Error::Mismatch`] if the models have vocabularies or contexts of different sizes.
+pub fn check_greedy_against(
+    reference: &Gpt2,
+    generator: &Generator,
+    prompts: &[Vec<u32>],
+    outputs: &[Vec<u32>],
+) -> Result<Verdict> {
+    check_alike(reference, generator.model())?;
     if prompts.len() != outputs.len() {
         return Err(Error::mismatch("outputs to compare", prompts.len(), outputs.len()));
     }
@@ -65,7 +80,7 @@ pub fn check_greedy(generator: &Generator, prompts: &[Vec<u32>], outputs: &[Vec<
     }
     let mut verdict = Verdict::default();
     for (row, (prompt, output)) in prompts.iter().zip(outputs).enumerate() {
-        check_row(generator, row, prompt, output.clone(), &mut verdict)?;
+        check_row(reference, generator, row, prompt, output.clone(), &mut verdict)?;
     }
     Ok(verdict)
 }
@@ -87,7 +102,46 @@ fn check_ids(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) -> Result
     Ok(())
 }
 
+/// The largest difference of any logit behind any token of `text` but the last that two models give: the same weights on two
+/// devices, or in two types.
+///
+/// # Errors
+///
+/// [`Error::Mismatch`] if the models have vocabularies or contexts of different sizes, or `text` has less than two tokens;
+/// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`]; [`Error::Execution`] if a device does not hand over its logits.
+pub fn logit_drift(reference: &Gpt2, model: &Gpt2, text: &[u32]) -> Result<f64> {
+    check_alike(reference, model)?;
+    let Some((_, fed)) = text.split_last().filter(|(_, fed)| !fed.is_empty()) else {
+        return Err(Error::mismatch("tokens of a text", "2 or more", text.len()));
+    };
+    check_ids(model, 0, text, &[])?;
+    let (expected, found) = (reference.scored_states(fed, fed.len())?, model.scored_states(fed, fed.len())?);
+    let mut drift = 0.0_f64;
+    for (start, count) in chunks(fed.len()) {
+        let [expected, found] = [&expected, &found].map(|states| {
+            let logits = states.logits(start, count)?.try_into_vec_as::<f32>();
+            logits.map_err(|error| Error::Execution(error.to_string()))
+        });
+        let pairs = expected?.into_iter().zip(found?);
+        drift = pairs.map(|(expected, found)| f64::from((expected - found).abs())).fold(drift, f64::max);
+    }
+    Ok(drift)
+}
+
+fn check_alike(reference: &Gpt2, model: &Gpt2) -> Result<()> {
+    let shape = |model: &Gpt2| [model.config().vocab_size, model.config().n_positions];
+    match shape(reference) == shape(model) {
+        true => Ok(()),
+        false => Err(Error::mismatch(
+            "[vocabulary, context] of the reference",
+            format!("{:?}", shape(model)),
+            format!("{:?}", shape(reference)),
+        )),
+    }
+}
+
 fn check_row(
+    reference: &Gpt2,
     generator: &Generator,
     row: usize,
     prompt: &[u32],
@@ -95,7 +149,7 @@ fn check_row(
     verdict: &mut Verdict,
 ) -> Result<()> {
     verdict.tokens += output.len();
-    while let Some(found) = first_difference(generator.model(), row, prompt, &output)? {
+    while let Some(found) = first_difference(reference, row, prompt, &output)? {
         if found.margin >= TIE {
             verdict.diverged_rows += 1;
             let logits = logits_of(generator, prompt, &output[..found.step])?;

@@ -16,7 +16,7 @@ mod memory;
 mod peaks;
 
 pub use crate::summary::{median, quantile};
-pub use agree::{Divergence, TIE, Verdict, check_greedy};
+pub use agree::{Divergence, TIE, Verdict, check_greedy, check_greedy_against, logit_drift};
 pub use clock::{Clock, Repeats, Timing};
 pub use fit::{Fit, Growth};
 pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
