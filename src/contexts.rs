@@ -7,6 +7,7 @@ use std::ops::Range;
 
 use burn::tensor::{DType, Tensor};
 
+use crate::model::RunAhead;
 use crate::prefix::{NewCache, Prefixes, Sharing};
 use crate::{CacheStorage, Error, Gpt2, KvCache, Result, TokenBatch};
 
@@ -19,6 +20,8 @@ pub struct Contexts<'a> {
     dtype: DType,
     /// Made with the first logits, so that what it costs is a part of what they cost.
     cache: Option<KvCache>,
+    /// Rows that are decoded ahead; what changes the cache's buffers ends that.
+    ahead: Option<RunAhead>,
     computed: Computed,
     /// What is known of rows before the first logits.
     prefixes: Option<Prefixes>,
@@ -79,7 +82,7 @@ impl<'a> Contexts<'a> {
             return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
         }
         let computed = Computed::default();
-        Ok(Self { model, storage, capacity, dtype, cache: None, computed, prefixes: None, sharing: None })
+        Ok(Self { model, storage, capacity, dtype, cache: None, ahead: None, computed, prefixes: None, sharing: None })
     }
 
     /// With a cache of prefixes, the first logits compute only what no earlier row has computed, and of what several rows
@@ -95,6 +98,7 @@ impl<'a> Contexts<'a> {
         if let (None, Some(prefixes), true) = (&self.cache, &self.prefixes, counts.iter().all(|count| *count == 1)) {
             return self.first_logits(prefixes.clone(), storage, windows);
         }
+        self.ahead = None;
         self.make_cache(storage, windows.len())?;
         self.cut_to(windows, counts)?;
         self.refill(windows, counts)?;
@@ -116,6 +120,30 @@ impl<'a> Contexts<'a> {
         let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
         let logits = self.model.forward_exit(&TokenBatch::new(&new, self.model)?, cache, layers)?; // [B, V]
         self.on_host(logits, &counts)
+    }
+
+    /// Whether [`greedy`](Self::greedy) saves waiting.
+    pub fn can_run_ahead(&self) -> bool {
+        let keeps = matches!(self.storage, Some(CacheStorage::Preallocated)) && self.cache.is_some();
+        keeps && self.model.can_run_ahead()
+    }
+
+    /// The `steps` likeliest next tokens of each row, `[steps][rows]`, at most `most` of them: see
+    /// [`Gpt2::run_ahead`]. Of each window, all but the last token are in the cache; so are they of what comes out.
+    pub fn greedy(&mut self, windows: &[&[u32]], steps: usize, most: usize) -> Result<Vec<Vec<i32>>> {
+        self.cut_to(windows, &vec![1; windows.len()])?;
+        let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
+        let last: Vec<u32> = windows.iter().filter_map(|window| window.last().copied()).collect();
+        let mut ahead = match self.ahead.take() {
+            Some(ahead) if ahead.is_at(&last, cache.lens()) => ahead,
+            _ => self.model.start_ahead(&last, cache, most),
+        };
+        for _ in 0..steps {
+            self.computed.add(&vec![&[0][..]; windows.len()]);
+        }
+        let chosen = self.model.run_ahead(&mut ahead, cache, steps)?;
+        self.ahead = Some(ahead);
+        Ok(chosen)
     }
 
     /// Fills the rows with tokens, whose logits nobody wants.
@@ -189,6 +217,11 @@ impl<'a> Contexts<'a> {
 
     /// Makes row `i` what row `rows[i]` was.
     pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
+        let is_the_same = self.cache.as_ref().is_some_and(|cache| rows.iter().copied().eq(0..cache.batch()));
+        if is_the_same {
+            return Ok(());
+        }
+        self.ahead = None;
         self.cache.as_mut().map_or(Ok(()), |cache| cache.gather(rows))
     }
 

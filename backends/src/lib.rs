@@ -13,18 +13,34 @@
 
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod cached;
+mod capabilities;
+#[cfg(feature = "cube")]
+mod cube;
+mod devices;
+mod elements;
 #[cfg(feature = "flex")]
 mod flex;
 mod matrix;
-#[cfg_attr(not(feature = "flex"), allow(unused_variables))] // nothing is dispatched to where there is no backend
+#[cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused_variables))]
+// nothing is dispatched to where there is no backend
 mod ops;
 mod pages;
+mod recording;
+mod rows;
+#[cfg(all(test, feature = "flex"))]
+mod tests;
 mod threads;
 
 use burn::tensor::{DType, Device};
 
-pub use matrix::{PackedMatrix, WeightFormat, append, attend, attend_shared, has_kernels};
+pub use cached::{append, attend, attend_shared};
+pub use capabilities::{allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, most_rows, runs_ahead};
+pub use devices::{available, check_dtype, describe, device};
+pub use matrix::{PackedMatrix, WeightFormat};
 pub use ops::{Gelu, Gpt2Ops};
+pub use recording::Recording;
+pub use rows::{Ahead, advance, argmax, layer_norm};
 pub use threads::Threads;
 
 /// A device that cannot be had, or cannot do what is asked of it.
@@ -47,6 +63,15 @@ pub enum DeviceError {
         name: String,
         /// The cargo feature that adds it.
         feature: &'static str,
+    },
+
+    /// The device is compiled in, but this machine does not have it, or no driver for it.
+    #[error("the device `{name}` is not to be had on this machine: {reason}")]
+    Unavailable {
+        /// The name as given.
+        name: String,
+        /// What was missing.
+        reason: String,
     },
 
     /// The device cannot compute in this element type.
@@ -77,43 +102,6 @@ pub enum DeviceError {
     },
 }
 
-/// Names of the devices in this build.
-pub fn available() -> Vec<&'static str> {
-    let mut names = Vec::new();
-    if cfg!(feature = "flex") {
-        names.push("flex");
-    }
-    names
-}
-
-/// The device of this name: `flex` is the CPU.
-///
-/// # Errors
-///
-/// [`DeviceError::NotCompiledIn`] names the feature that is missing; [`DeviceError::Unknown`] lists what there is.
-pub fn device(name: &str) -> Result<Device, DeviceError> {
-    match name {
-        #[cfg(feature = "flex")]
-        "flex" => Ok(Device::flex()),
-        #[cfg(not(feature = "flex"))]
-        "flex" => Err(DeviceError::NotCompiledIn { name: name.to_owned(), feature: "flex" }),
-        _ => Err(DeviceError::Unknown { name: name.to_owned(), available: available() }),
-    }
-}
-
-/// Checks that a model can be computed on `device` in `dtype`: f32, f16 or bf16, if the device has it.
-///
-/// # Errors
-///
-/// [`DeviceError::DType`] if it does not.
-pub fn check_dtype(device: &Device, dtype: DType) -> Result<(), DeviceError> {
-    let is_weight_type = matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    if is_weight_type && device.supports_dtype(dtype) {
-        return Ok(());
-    }
-    Err(DeviceError::DType { device: format!("{device:?}"), dtype })
-}
-
 /// Checks that a model can be prepared on `device` in `format`.
 ///
 /// # Errors
@@ -122,32 +110,7 @@ pub fn check_dtype(device: &Device, dtype: DType) -> Result<(), DeviceError> {
 /// for one that is not.
 pub fn check_format(device: &Device, format: WeightFormat) -> Result<(), DeviceError> {
     if format == WeightFormat::Int8 && !has_kernels(device) {
-        return Err(DeviceError::NoKernels { device: format!("{device:?}"), format });
+        return Err(DeviceError::NoKernels { device: describe(device), format });
     }
     check_dtype(device, format.float())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unknown_device_lists_the_known_ones() {
-        let message = device("abacus").unwrap_err().to_string();
-        for name in available() {
-            assert!(message.contains(name), "{message}");
-        }
-    }
-
-    #[test]
-    #[cfg(feature = "flex")]
-    fn models_compute_in_three_element_types() {
-        let device = device("flex").unwrap();
-        for dtype in [DType::F32, DType::F16, DType::BF16] {
-            check_dtype(&device, dtype).unwrap();
-        }
-        for dtype in [DType::F64, DType::Flex32, DType::I32, DType::I64, DType::U8] {
-            assert!(matches!(check_dtype(&device, dtype), Err(DeviceError::DType { .. })), "{dtype:?}");
-        }
-    }
 }

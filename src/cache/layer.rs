@@ -85,19 +85,26 @@ impl LayerCache {
         self.held.is_some()
     }
 
-    /// Writes `new` in place behind `lens`, and returns the filled part of the buffers.
-    pub fn write(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
-        let filled = longest(lens, new_lens);
+    /// Writes `new` in place behind `lens`, which are `past` on the device if that is there, and returns the buffers: of
+    /// kernels, which find what is filled by the lengths, as a whole, and else as far as they are filled.
+    pub fn write(
+        &mut self,
+        new: Segment,
+        past: Option<&Tensor<1, Int>>,
+        lens: &[usize],
+        new_lens: &[usize],
+    ) -> Segment {
         // Taken out, so that no second reference makes the assignment copy the buffer.
         let held = self.held.take().expect("a preallocated layer has its buffers from the start");
-        let held = Segment {
-            keys: assign(held.keys, new.keys, lens, new_lens),
-            values: assign(held.values, new.values, lens, new_lens),
-        };
-        let view =
-            Segment { keys: held.keys.clone().narrow(2, 0, filled), values: held.values.clone().narrow(2, 0, filled) };
-        self.held = Some(held);
-        view
+        let held = assign(held, new, past, lens, new_lens);
+        self.held = Some(held.clone());
+        match past {
+            Some(_) => held,
+            None => {
+                let filled = longest(lens, new_lens);
+                Segment { keys: held.keys.narrow(2, 0, filled), values: held.values.narrow(2, 0, filled) }
+            }
+        }
     }
 
     /// Makes new buffers that hold the old rows with `new` behind them, and returns them.
@@ -105,10 +112,7 @@ impl LayerCache {
         let held = match self.held.take().filter(|_| lens.iter().any(|len| *len > 0)) {
             // Buffers of their own: a view would keep what it is a part of.
             None => Segment { keys: own(new.keys), values: own(new.values) },
-            Some(held) => Segment {
-                keys: concatenate(held.keys, new.keys, lens, new_lens),
-                values: concatenate(held.values, new.values, lens, new_lens),
-            },
+            Some(held) => concatenate(held, new, lens, new_lens),
         };
         self.held = Some(held.clone());
         held
@@ -178,11 +182,24 @@ fn is_uniform(lens: &[usize]) -> bool {
     lens.iter().all(|len| *len == lens[0])
 }
 
-/// `buffer[b, :, lens[b]..lens[b] + new_lens[b]] = new[b, :, ..new_lens[b]]`.
-fn assign(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
-    if has_kernels(&buffer.device()) {
-        return append(buffer, new, lens, new_lens);
+/// `buffer[b, :, lens[b]..lens[b] + new_lens[b]] = new[b, :, ..new_lens[b]]`, of keys and of values.
+fn assign(
+    buffers: Segment,
+    new: Segment,
+    past: Option<&Tensor<1, Int>>,
+    lens: &[usize],
+    new_lens: &[usize],
+) -> Segment {
+    if has_kernels(&buffers.keys.device()) {
+        let (buffers, new) = ([buffers.keys, buffers.values], [new.keys, new.values]);
+        let [keys, values] = append(buffers, new, past, lens, new_lens);
+        return Segment { keys, values };
     }
+    let keys = assign_each(buffers.keys, new.keys, lens, new_lens);
+    Segment { keys, values: assign_each(buffers.values, new.values, lens, new_lens) }
+}
+
+fn assign_each(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
     let [batch, heads, _, head_dim] = new.dims();
     if is_uniform(lens) && is_uniform(new_lens) {
         let positions = lens[0]..lens[0] + new_lens[0];
@@ -195,15 +212,17 @@ fn assign(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize])
     })
 }
 
-/// A new tensor that holds `lens[b]` old positions of each row and `new_lens[b]` new ones behind them.
-fn concatenate(held: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
+/// New tensors that hold `lens[b]` old positions of each row and `new_lens[b]` new ones behind them.
+fn concatenate(held: Segment, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
     let old = lens.iter().copied().max().unwrap_or(0);
-    let held = held.narrow(2, 0, old);
+    let (keys, values) = (held.keys.narrow(2, 0, old), held.values.narrow(2, 0, old));
+    let behind = |held: Tensor<4>, new: Tensor<4>| Tensor::cat(vec![held, new], 2);
     if is_uniform(lens) && is_uniform(new_lens) {
-        return Tensor::cat(vec![held, new], 2);
+        return Segment { keys: behind(keys, new.keys), values: behind(values, new.values) };
     }
-    let [batch, heads, _, head_dim] = new.dims();
+    let [batch, heads, _, head_dim] = new.keys.dims();
     let spare = [batch, heads, longest(lens, new_lens) - old, head_dim];
-    let spare = Tensor::zeros(spare, (&new.device(), new.dtype()));
-    assign(Tensor::cat(vec![held, spare], 2), new, lens, new_lens)
+    let spare: Tensor<4> = Tensor::zeros(spare, (&new.keys.device(), new.keys.dtype()));
+    let longer = Segment { keys: behind(keys, spare.clone()), values: behind(values, spare) };
+    assign(longer, new, None, lens, new_lens)
 }

@@ -306,13 +306,21 @@ impl KvCache {
     }
 
     /// Writes the new keys and values, `[B, H, T, D]`, of one layer behind what each row holds, and returns all of
-    /// them in the cache's element type, `[B, H, L, D]` with L the longest row. The lengths change only with [`advance`](Self::advance).
-    pub(crate) fn append(&mut self, layer: usize, new: Segment, new_lens: &[usize]) -> Segment {
-        let new = new.cast(self.dtype);
+    /// them in the cache's element type, `[B, H, L, D]`. L is the longest row, or the capacity if there is a `past`, the rows'
+    /// lengths on the device: whoever gives that reads by it. The lengths change only with [`advance`](Self::advance).
+    pub(crate) fn append(
+        &mut self,
+        layer: usize,
+        new: Segment,
+        past: Option<&Tensor<1, Int>>,
+        new_lens: &[usize],
+    ) -> Segment {
         let layer = &mut self.layers[layer];
-        match self.storage {
-            CacheStorage::Preallocated => layer.write(new, &self.lens, new_lens),
-            CacheStorage::Growing => layer.grow(new, &self.lens, new_lens),
+        match (self.storage, past) {
+            // Kernels round what they write.
+            (CacheStorage::Preallocated, Some(_)) => layer.write(new, past, &self.lens, new_lens),
+            (CacheStorage::Preallocated, None) => layer.write(new.cast(self.dtype), None, &self.lens, new_lens),
+            (CacheStorage::Growing, _) => layer.grow(new.cast(self.dtype), &self.lens, new_lens),
         }
     }
 
@@ -321,6 +329,11 @@ impl KvCache {
         for (len, new) in self.lens.iter_mut().zip(new_lens) {
             *len += new;
         }
+    }
+
+    /// The buffers `(keys, values)` of all layers that have some.
+    pub(crate) fn all_buffers(&self) -> Vec<(Tensor<4>, Tensor<4>)> {
+        self.layers.iter().filter_map(LayerCache::buffers).collect()
     }
 
     /// The buffers `(keys, values)` of a layer, for tests that look at where they lie.

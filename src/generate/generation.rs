@@ -9,7 +9,7 @@ use super::{Completion, ContextEnd, Decoder, FinishReason, GenerateRequest, Gene
 use super::{TokenEvent, TokenLogprobs};
 use crate::contexts::Contexts;
 use crate::prefix::{Plan, Prefixes};
-use crate::sampling::{Purpose, log_softmax, uniform};
+use crate::sampling::{Purpose, Sampling, log_softmax, uniform};
 use crate::speculative::proposer::{DraftRow, Proposal, Rules};
 use crate::speculative::verifier::Verified;
 use crate::speculative::{DraftCaches, Judged, Speculating, SpeculationReport};
@@ -33,6 +33,10 @@ pub struct Generation<'a> {
     events: VecDeque<TokenEvent>,
     report: Report,
 }
+
+/// Most steps that a device takes before their tokens are looked at: enough to hide the waiting, few enough to be shown as
+/// they come, and to be thrown away behind the end of a text.
+const STEPS_AHEAD: usize = 8;
 
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum State {
@@ -193,15 +197,22 @@ impl<'a> Generation<'a> {
         let started = Instant::now();
         let is_prefill = self.state == State::Prefill;
         let before = self.report.new_tokens;
-        let verified = if is_prefill { self.prefill()? } else { self.decode()? };
+        let steps = if is_prefill { 0 } else { self.steps_ahead() };
+        let live = match steps {
+            0 => {
+                let verified = if is_prefill { self.prefill()? } else { self.decode()? };
+                let live = std::mem::take(&mut self.live);
+                for (at, &row) in live.iter().enumerate() {
+                    self.extend(row, verified.row(at))?;
+                }
+                live
+            }
+            _ => self.run_ahead(steps)?,
+        };
         self.note_kv_bytes();
         let computed = self.contexts.computed();
         (self.report.computed_tokens, self.report.padding_tokens) = (computed.tokens, computed.padding);
         self.state = State::Decode;
-        let live = std::mem::take(&mut self.live);
-        for (at, &row) in live.iter().enumerate() {
-            self.extend(row, verified.row(at))?;
-        }
         let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
         if self.request.keep_generated {
             self.keep_finished(&live)?;
@@ -221,7 +232,8 @@ impl<'a> Generation<'a> {
             self.report.prefill_seconds = seconds;
         } else {
             self.report.decode_seconds += seconds;
-            self.report.step_seconds.push(seconds);
+            let steps = steps.max(1);
+            self.report.step_seconds.extend(std::iter::repeat_n(seconds / steps as f64, steps));
             let tokens = self.report.new_tokens - before;
             if let Some((speculating, report)) = self.speculating.as_mut().zip(self.report.speculation.as_mut()) {
                 speculating.note_step(seconds, tokens, report);
@@ -257,6 +269,49 @@ impl<'a> Generation<'a> {
         logits.gather(&of_prompt);
         self.live = (0..self.rows.len()).collect();
         Ok(Verified::plain(logits, self.rows.len()))
+    }
+
+    /// Steps that can be taken before any of their tokens is looked at; 0 if it has to be looked at each.
+    fn steps_ahead(&self) -> usize {
+        let Sampling { temperature, repetition_penalty, .. } = self.request.sampling;
+        let is_greedy = temperature == 0.0 && repetition_penalty == 1.0 && self.request.logprobs.is_none();
+        if !is_greedy || self.speculating.is_some() || !self.contexts.can_run_ahead() {
+            return 0;
+        }
+        let n_positions = self.generator.model.config().n_positions;
+        let room = |(at, &row): (usize, &usize)| {
+            let row = &self.rows[row];
+            // Behind the context's end, a row is cut or its window slides: that is for single steps.
+            let in_context = match self.contexts.len(at) + 1 == row.window().len() {
+                true => (n_positions + 1).saturating_sub(row.window().len()),
+                false => 0,
+            };
+            in_context.min(self.request.max_new_tokens - row.new_tokens())
+        };
+        let steps = self.live.iter().enumerate().map(room).min().unwrap_or(0).min(STEPS_AHEAD);
+        if steps > 1 { steps } else { 0 }
+    }
+
+    /// Takes steps without waiting for their tokens, and chooses those then; returns the rows that went on before. What was
+    /// computed behind the end of a row is dropped.
+    fn run_ahead(&mut self, steps: usize) -> Result<Vec<usize>> {
+        let windows: Vec<&[u32]> = self.live.iter().map(|&row| self.rows[row].window()).collect();
+        let chosen = self.contexts.greedy(&windows, steps, STEPS_AHEAD)?;
+        let live = std::mem::take(&mut self.live);
+        let vocab_size = self.generator.model.config().vocab_size;
+        for ids in chosen {
+            for (&index, id) in live.iter().zip(ids) {
+                let row = &self.rows[index];
+                if row.finish.is_some() {
+                    continue;
+                }
+                let id = u32::try_from(id).ok().filter(|id| (*id as usize) < vocab_size);
+                let (prompt, sample, position) = (row.prompt_index, row.sample, row.tokens.len());
+                let id = id.ok_or(Error::NotFinite { prompt, sample, position })?;
+                self.push(index, id, None)?;
+            }
+        }
+        Ok(live)
     }
 
     /// Drafts, if there is something that makes them, and what the target says about them.
@@ -344,9 +399,18 @@ impl<'a> Generation<'a> {
             Some(((speculating, report), proposal)) => speculating.judge(at, proposal, &distribution, random, report),
             None => Judged { id: distribution.sample(random(Purpose::Token)), accepted: false },
         };
+        let logprobs = request.logprobs.map(|top| logprobs(logits, id, top));
+        self.push(index, id, logprobs)?;
+        Ok(accepted)
+    }
+
+    /// Adds a token to a row, and tells of it.
+    fn push(&mut self, index: usize, id: u32, logprobs: Option<TokenLogprobs>) -> Result<()> {
+        let request = &self.request;
+        let row = &mut self.rows[index];
+        let (prompt_index, sample) = (row.prompt_index, row.sample);
         row.tokens.push(id);
         self.report.new_tokens += 1;
-        let logprobs = request.logprobs.map(|top| logprobs(logits, id, top));
         row.logprobs.extend(logprobs.clone());
 
         let config = self.generator.model.config();
@@ -370,7 +434,7 @@ impl<'a> Generation<'a> {
         }
         row.text += &text;
         self.events.push_back(TokenEvent { prompt_index, sample, id, text, logprobs, finish: row.finish });
-        Ok(accepted)
+        Ok(())
     }
 }
 

@@ -65,7 +65,7 @@ impl CausalSelfAttention {
     ) -> Tensor<2> {
         let [rows, width] = x.dims();
         let [query, keys, values] = self.project(x, span); // 3 x [B, H, T, D]
-        let own = cache.append(layer, Segment { keys, values }, span.new_lens()); // [B, H, L, D]
+        let own = cache.append(layer, Segment { keys, values }, span.past_on_device(), span.new_lens()); // [B, H, L, D]
         let dtype = query.dtype();
         let y = match span.mode() {
             Mode::Kernels { past } => {

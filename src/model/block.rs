@@ -4,6 +4,7 @@ use burn::module::Module;
 use burn::nn::LayerNorm;
 use burn::tensor::{Device, Tensor};
 
+use super::norm::norm;
 use super::{CausalSelfAttention, Mlp, Span};
 use crate::Gpt2Config;
 use crate::cache::KvCache;
@@ -19,6 +20,7 @@ pub struct Block {
     pub ln_2: LayerNorm,
     /// The MLP.
     pub mlp: Mlp,
+    epsilon: f64,
 }
 
 impl Block {
@@ -28,12 +30,14 @@ impl Block {
             attn: CausalSelfAttention::new(config, device),
             ln_2: config.layer_norm(device),
             mlp: Mlp::new(config, device),
+            epsilon: config.layer_norm_epsilon,
         }
     }
 
     /// `[B T, d]` to `[B T, d]`; the new keys and values go to layer `layer` of the cache.
     pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
-        let x = self.attn.forward(self.ln_1.forward(x.clone()), x, span, cache, layer);
-        self.mlp.forward(self.ln_2.forward(x.clone()), x, span.is_apart())
+        let norm = |module, x: &Tensor<2>| norm(module, self.epsilon, x.clone(), span.is_for_kernels());
+        let x = self.attn.forward(norm(&self.ln_1, &x), x, span, cache, layer);
+        self.mlp.forward(norm(&self.ln_2, &x), x, span.is_apart())
     }
 }

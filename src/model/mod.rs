@@ -3,6 +3,7 @@
 //! Radford et al., *Language Models are Unsupervised Multitask Learners* (2019). Fields are named as in the published
 //! checkpoints (`wte`, `wpe`, `h`, `ln_f`, `c_attn`, ...), so that a path through the module is a tensor's name.
 
+mod ahead;
 mod apart;
 pub(crate) mod attention;
 mod block;
@@ -12,6 +13,7 @@ mod exit;
 mod gelu;
 mod linear;
 mod mlp;
+mod norm;
 mod prepare;
 mod ragged;
 mod span;
@@ -24,8 +26,10 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
 use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use crate::backends::{most_rows, runs_ahead};
 use crate::cache::{CacheStorage, KvCache};
 use crate::{Error, Gpt2Config, Result, Threads};
+pub(crate) use ahead::RunAhead;
 use apart::rows_apart;
 pub use attention::CausalSelfAttention;
 pub use block::Block;
@@ -229,22 +233,44 @@ impl Gpt2 {
 
     /// Kernels wake other threads less often from a thread among them.
     fn on_kernel_threads<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
-        if self.is_prepared() { Threads::enter(work) } else { work() }
+        // A GPU takes what comes from one thread in order, and what comes from several not.
+        if self.is_prepared() && !runs_ahead(&self.device()) { Threads::enter(work) } else { work() }
     }
 
-    /// The first `layers` blocks and the final norm.
+    /// The first `layers` blocks and the final norm: of a long prompt part after part, since kernels lose more where what is
+    /// between two layers outgrows the processor's caches than they gain from more rows.
     fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
         let [batch, time] = tokens.ids().dims();
-        let width = self.config.n_embd;
-        let span = Span::new(cache.lens(), tokens, self);
+        let most = match self.is_prepared() {
+            true => most_rows(&self.device()).map_or(time, |rows| rows.div_ceil(batch)),
+            false => time,
+        };
+        if time <= most {
+            return self.run_blocks_at_once(tokens, cache, layers);
+        }
+        // Parts of the same length, as far as that goes.
+        let parts = tokens.in_parts(time.div_ceil(time.div_ceil(most)));
+        Tensor::cat(parts.iter().map(|part| self.run_blocks_at_once(part, cache, layers)).collect(), 1)
+    }
 
-        let x = self.embed(tokens.ids(), span.positions()); // [B, T, d]
+    fn run_blocks_at_once(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
+        let span = Span::new(cache.lens(), tokens, self);
+        let hidden = self.compute_blocks(tokens.ids(), &span, cache, layers);
+        cache.advance(tokens.new_lens());
+        hidden
+    }
+
+    /// The same for `ids`, `[B, T]`, before the cache counts them.
+    fn compute_blocks(&self, ids: &Tensor<2, Int>, span: &Span, cache: &mut KvCache, layers: usize) -> Tensor<3> {
+        let [batch, time] = ids.dims();
+        let width = self.config.n_embd;
+        let x = self.embed(ids, span.positions()); // [B, T, d]
         let mut x = x.reshape([batch * time, width]); // [B T, d]
         for (layer, block) in self.h.iter().take(layers).enumerate() {
-            x = block.forward(x, &span, cache, layer); // [B T, d]
+            x = block.forward(x, span, cache, layer); // [B T, d]
         }
-        cache.advance(tokens.new_lens());
-        self.ln_f.forward(x).reshape([batch, time, width])
+        let x = norm::norm(&self.ln_f, self.config.layer_norm_epsilon, x, self.is_prepared());
+        x.reshape([batch, time, width])
     }
 
     /// The residual stream's start: `ids` is `[B, T]`, `positions` `[B or 1, T]`, the result `[B, T, d]`.
@@ -283,13 +309,17 @@ impl Gpt2 {
             return Err(Error::mismatch("width of the hidden states", self.config.n_embd, width));
         }
         let hidden = hidden.reshape([batch * time, width]); // [B k, d]
+        let logits = self.on_kernel_threads(|| self.compute_head(hidden)); // [B k, V]
+        Ok(logits.reshape([batch, time, self.config.vocab_size]))
+    }
+
+    /// `[N, d]` to `[N, V]`.
+    fn compute_head(&self, hidden: Tensor<2>) -> Tensor<2> {
         if let Some(Packed { matrix, bias }) = &self.packed_head {
-            let logits = self.on_kernel_threads(|| matrix.linear(hidden, bias.clone(), None)); // [B k, V]
-            return Ok(logits.reshape([batch, time, self.config.vocab_size]));
+            return matrix.linear(hidden, bias.clone(), None);
         }
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
-        let logits = rows_apart(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose())); // [B k, V]
-        Ok(logits.reshape([batch, time, self.config.vocab_size]))
+        rows_apart(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose()))
     }
 }
 

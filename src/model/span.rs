@@ -62,6 +62,14 @@ impl Span {
         Self { positions, mode, batch, past: past.to_vec(), new_lens: new_lens.to_vec() }
     }
 
+    /// The span of one new token of each row behind `past` tokens, `[B]`, for kernels; the same on the host are `lens`.
+    pub fn ahead(past: Tensor<1, Int>, lens: &[usize]) -> Self {
+        let batch = lens.len();
+        let positions = past.clone().reshape([batch, 1]);
+        let new_lens = vec![1; batch];
+        Self { positions, mode: Mode::Kernels { past }, batch, past: lens.to_vec(), new_lens }
+    }
+
     /// Position of each new token.
     pub fn positions(&self) -> &Tensor<2, Int> {
         &self.positions
@@ -80,6 +88,19 @@ impl Span {
     /// Tokens that each row held before.
     pub fn past(&self) -> &[usize] {
         &self.past
+    }
+
+    /// The same on the device, for kernels.
+    pub fn past_on_device(&self) -> Option<&Tensor<1, Int>> {
+        match &self.mode {
+            Mode::Kernels { past } => Some(past),
+            _ => None,
+        }
+    }
+
+    /// Whether it is computed by the kernels of a prepared model.
+    pub fn is_for_kernels(&self) -> bool {
+        matches!(self.mode, Mode::Kernels { .. })
     }
 
     /// Whether burn's operations compute every token by itself.

@@ -67,6 +67,20 @@ impl TokenBatch {
         Ok(())
     }
 
+    /// The same tokens, `time` of each row after the other; the last part has what is left, so that no row is without a token
+    /// in any.
+    pub(super) fn in_parts(&self, time: usize) -> Vec<Self> {
+        let [_, longest] = self.ids.dims();
+        let shortest = self.new_lens.iter().copied().min().unwrap_or(0);
+        let starts: Vec<usize> = (0..shortest).step_by(time.max(1)).collect();
+        let part = |(index, &start): (usize, &usize)| {
+            let end = starts.get(index + 1).copied().unwrap_or(longest);
+            let new_lens = self.new_lens.iter().map(|len| (*len).min(end) - start).collect();
+            Self { ids: self.ids.clone().narrow(1, start, end - start), new_lens, vocab_size: self.vocab_size }
+        };
+        starts.iter().enumerate().map(part).collect()
+    }
+
     /// Whether all rows are equally long.
     pub fn is_uniform(&self) -> bool {
         self.new_lens.iter().all(|len| *len == self.new_lens[0])

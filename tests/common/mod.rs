@@ -8,7 +8,7 @@ use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Device, Tensor, TensorData};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
 use gpt2_burn::sampling::{Purpose, Sampling, uniform};
-use gpt2_burn::{Activation, CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, TokenBatch};
+use gpt2_burn::{Activation, CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, TokenBatch, backends};
 use serde::Deserialize;
 
 /// All decoders, the reference first.
@@ -17,8 +17,29 @@ pub const DECODERS: [Decoder; 3] =
 
 pub const STORAGES: [CacheStorage; 2] = [CacheStorage::Growing, CacheStorage::Preallocated];
 
+/// The CPU, or the first device that is named in `GPT2_BURN_TEST_DEVICE`.
 pub fn device() -> Device {
-    gpt2_burn::device("flex").unwrap()
+    let named = std::env::var("GPT2_BURN_TEST_DEVICE").unwrap_or_else(|_| "flex".to_owned());
+    gpt2_burn::device(named.split(',').next().unwrap_or("flex")).unwrap()
+}
+
+/// Name and device of those named in `GPT2_BURN_TEST_DEVICE`, with commas between them, or of all that this build has and the
+/// machine too. A device that is named has to be there.
+pub fn devices() -> Vec<(String, Device)> {
+    let named = std::env::var("GPT2_BURN_TEST_DEVICE").ok();
+    let names: Vec<String> = match &named {
+        Some(names) => names.split(',').map(str::to_owned).collect(),
+        None => backends::available().into_iter().map(str::to_owned).collect(),
+    };
+    let device = |name: String| match gpt2_burn::device(&name) {
+        Ok(device) => Some((name, device)),
+        Err(error) if named.is_some() => panic!("{error}"),
+        Err(error) => {
+            skipped(&error.to_string());
+            None
+        }
+    };
+    names.into_iter().filter_map(device).collect()
 }
 
 /// A file or folder in `tests/fixtures`.

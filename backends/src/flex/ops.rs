@@ -85,7 +85,7 @@ impl Gpt2Ops for Flex {
             let groups = inputs.div_ceil(int8::GROUP);
             let words = Tensor::from_data(TensorData::new(words, [tiles, quads, TILE]));
             (words, Tensor::from_data(TensorData::new(scales, [tiles, groups, TILE])))
-        }, _ => default_int8::quantize::<Self>(matrix))
+        }, _ => default_int8::quantize::<Self>(matrix, DType::F16))
     }
 
     fn quantized_linear(
@@ -126,15 +126,16 @@ impl Gpt2Ops for Flex {
         rows_of(&integers(&ids), inputs, |id| matrix.column(id))
     }
 
-    fn append(mut buffer: Tensor, new: Tensor, starts: Vec<usize>, counts: Vec<usize>) -> Tensor {
-        let [_, heads, capacity, head_dim] = buffer.shape().dims();
-        let is_whole = buffer.is_contiguous() && buffer.layout().start_offset() == 0;
-        with_element!(buffer.dtype(), E if is_whole && new.dtype() == buffer.dtype() => {
-            let new = rows_contiguous(new);
-            let len = starts.len() * heads * capacity * head_dim;
-            append::<E>(&mut buffer.storage_mut()[..len], [heads, capacity, head_dim], view(&new), &starts, &counts);
-            buffer
-        }, _ => default::append::<Self>(buffer, new, starts, counts))
+    fn append(
+        keys: Tensor,
+        values: Tensor,
+        new_keys: Tensor,
+        new_values: Tensor,
+        _past: IntTensor<Self>,
+        starts: Vec<usize>,
+        counts: Vec<usize>,
+    ) -> (Tensor, Tensor) {
+        (append_to(keys, new_keys, &starts, &counts), append_to(values, new_values, &starts, &counts))
     }
 
     fn attend(query: Tensor, keys: Tensor, values: Tensor, past: IntTensor<Self>) -> Tensor {
@@ -151,6 +152,18 @@ impl Gpt2Ops for Flex {
     ) -> Tensor {
         attend_over(query, Some((shared_keys, shared_values)), keys, values, past)
     }
+}
+
+fn append_to(mut buffer: Tensor, new: Tensor, starts: &[usize], counts: &[usize]) -> Tensor {
+    let [_, heads, capacity, head_dim] = buffer.shape().dims();
+    let is_whole = buffer.is_contiguous() && buffer.layout().start_offset() == 0;
+    let dtype = buffer.dtype();
+    with_element!(dtype, E if is_whole => {
+        let new = rows_contiguous(default::cast::<Flex>(new, dtype));
+        let len = starts.len() * heads * capacity * head_dim;
+        append::<E>(&mut buffer.storage_mut()[..len], [heads, capacity, head_dim], view(&new), starts, counts);
+        buffer
+    }, _ => default::append::<Flex>(buffer, new, starts, counts))
 }
 
 fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epilogue<'_>) -> Tensor {

@@ -2,7 +2,7 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{BoolStore, DType, Shape, Slice};
+use burn::tensor::{BoolStore, DType, IntDType, Shape, Slice};
 
 use super::{Gelu, TILE};
 
@@ -39,7 +39,7 @@ pub fn packed_linear<B: Backend>(
 }
 
 /// `gelu?(product + bias)`: `[N, outputs]` and `[outputs]`.
-pub(super) fn finish<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>, gelu: Option<Gelu>) -> FloatTensor<B> {
+pub(crate) fn finish<B: Backend>(product: FloatTensor<B>, bias: FloatTensor<B>, gelu: Option<Gelu>) -> FloatTensor<B> {
     let dtype = product.dtype();
     let [outputs] = bias.shape().dims();
     let bias = cast::<B>(B::float_reshape(bias, Shape::new([1, outputs])), dtype);
@@ -69,19 +69,20 @@ pub fn packed_columns<B: Backend>(tiles: FloatTensor<B>, ids: IntTensor<B>) -> F
     B::float_transpose(B::float_select(matrix, 1, ids))
 }
 
-/// See [`Gpt2Ops::append`](super::Gpt2Ops::append).
+/// The keys or the values of [`Gpt2Ops::append`](super::Gpt2Ops::append).
 pub fn append<B: Backend>(
     buffer: FloatTensor<B>,
     new: FloatTensor<B>,
-    starts: Vec<usize>,
-    counts: Vec<usize>,
+    starts: &[usize],
+    counts: &[usize],
 ) -> FloatTensor<B> {
+    let new = cast::<B>(new, buffer.dtype());
     let [batch, heads, _, head_dim] = new.shape().dims();
     let all = |rows: std::ops::Range<usize>, positions: std::ops::Range<usize>| {
         [rows, 0..heads, positions, 0..head_dim].map(Slice::from)
     };
     let is_uniform = |lens: &[usize]| lens.iter().all(|len| *len == lens[0]);
-    if batch > 0 && is_uniform(&starts) && is_uniform(&counts) {
+    if batch > 0 && is_uniform(starts) && is_uniform(counts) {
         let new = B::float_slice(new, &all(0..batch, 0..counts[0]));
         return B::float_slice_assign(buffer, &all(0..batch, starts[0]..starts[0] + counts[0]), new);
     }
@@ -128,7 +129,7 @@ pub fn attend_shared<B: Backend>(
 }
 
 /// `[inputs, outputs]` of a packed matrix.
-fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> FloatTensor<B> {
+pub(crate) fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> FloatTensor<B> {
     let [count, inputs, _] = tiles.shape().dims();
     let order = [1, 0, 2];
     let wide = B::float_reshape(B::float_permute(tiles, &order), Shape::new([inputs, count * TILE]));
@@ -136,7 +137,7 @@ fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: DType) -> Fl
     cast::<B>(matrix, dtype)
 }
 
-pub(super) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
 
@@ -168,7 +169,7 @@ fn masked_scores<B: Backend>(query: FloatTensor<B>, keys: FloatTensor<B>, past: 
     let wide =
         |ints: IntTensor<B>, dims: [usize; 4]| B::int_expand(B::int_reshape(ints, Shape::new(dims)), shape.clone());
     let limit = B::int_add(wide(past, [batch, 1, 1, 1]), wide(ramp(time), [1, 1, time, 1]));
-    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, BoolStore::Native);
+    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, bool_store::<B>(&device));
     B::float_mask_fill(scores, hidden, f64::NEG_INFINITY.into())
 }
 
@@ -184,4 +185,50 @@ fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
 fn merge_heads<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [batch, heads, time, head_dim] = x.shape().dims();
     B::float_reshape(B::float_swap_dims(x, 1, 2), Shape::new([batch, time, heads * head_dim]))
+}
+
+/// See [`Gpt2Ops::layer_norm`](super::Gpt2Ops::layer_norm).
+pub fn layer_norm<B: Backend>(
+    x: FloatTensor<B>,
+    gamma: FloatTensor<B>,
+    beta: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let [width] = gamma.shape().dims();
+    let centred = B::float_sub(x.clone(), B::float_mean_dim(x, 1));
+    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), 1);
+    let deviation = B::float_sqrt(B::float_add_scalar(variance, epsilon.into()));
+    let row = |tensor: FloatTensor<B>| B::float_reshape(tensor, Shape::new([1, width]));
+    B::float_add(B::float_mul(B::float_div(centred, deviation), row(gamma)), row(beta))
+}
+
+/// See [`Gpt2Ops::argmax`](super::Gpt2Ops::argmax).
+pub fn argmax<B: Backend>(logits: FloatTensor<B>) -> IntTensor<B> {
+    let [rows, _] = logits.shape().dims();
+    B::int_cast(B::int_reshape(B::float_argmax(logits, 1, IntDType::I32), Shape::new([rows])), IntDType::I32)
+}
+
+/// See [`Gpt2Ops::advance`](super::Gpt2Ops::advance).
+pub fn advance<B: Backend>(
+    logits: FloatTensor<B>,
+    past: IntTensor<B>,
+    chosen: IntTensor<B>,
+) -> (IntTensor<B>, IntTensor<B>, IntTensor<B>) {
+    let ids = argmax::<B>(logits);
+    let [batch, places] = chosen.shape().dims();
+    let wide = |ints: IntTensor<B>, dims: [usize; 2]| {
+        B::int_expand(B::int_reshape(ints, Shape::new(dims)), Shape::new([batch, places]))
+    };
+    let place = B::int_remainder_scalar(past.clone(), (places as i64).into());
+    let device = past.device();
+    let ramp = B::int_arange(0..places as i64, &device, past.dtype().into());
+    let is_here = B::int_equal(wide(ramp, [1, places]), wide(place, [batch, 1]), bool_store::<B>(&device));
+    let chosen = B::int_mask_where(chosen, is_here, wide(ids.clone(), [batch, 1]));
+    (ids, B::int_add_scalar(past, 1.into()), chosen)
+}
+
+/// How a device stores truth values: not all have a type for them.
+pub(crate) fn bool_store<B: Backend>(device: &B::Device) -> BoolStore {
+    let stores = [BoolStore::Native, BoolStore::U8, BoolStore::U32];
+    stores.into_iter().find(|store| B::supports_dtype(device, DType::Bool(*store))).unwrap_or(BoolStore::Native)
 }

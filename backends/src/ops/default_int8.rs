@@ -2,24 +2,24 @@
 
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
-use burn::tensor::{BoolStore, DType, Shape, Slice};
+use burn::tensor::{DType, Shape, Slice};
 
-use super::default::{cast, finish};
+use super::default::{bool_store, cast, finish};
 use super::{GROUP, Gelu, TILE};
 
 /// Below, the numbers of a group count as 0.
 const TINY: f64 = 1e-30;
 
-/// See [`Gpt2Ops::quantize`](super::Gpt2Ops::quantize).
-pub fn quantize<B: Backend>(matrix: FloatTensor<B>) -> (IntTensor<B>, FloatTensor<B>) {
+/// See [`Gpt2Ops::quantize`](super::Gpt2Ops::quantize); the scales are rounded to a type that the device has.
+pub fn quantize<B: Backend>(matrix: FloatTensor<B>, of_scales: DType) -> (IntTensor<B>, FloatTensor<B>) {
     let [inputs, outputs] = matrix.shape().dims();
     let (groups, tiles) = (inputs.div_ceil(GROUP), outputs.div_ceil(TILE));
     let matrix = lengthen::<B>(lengthen::<B>(cast::<B>(matrix, DType::F32), 0, groups * GROUP), 1, tiles * TILE);
     let grouped = B::float_reshape(matrix, Shape::new([groups, GROUP, tiles, TILE]));
     let scales = B::float_div_scalar(largest::<B>(grouped.clone(), 1), 127.0.into()); // [groups, 1, tiles, 32]
-    let scales = B::float_cast(scales, DType::F16.into());
+    let scales = cast::<B>(scales, of_scales);
     let wide = B::float_expand(cast::<B>(scales.clone(), DType::F32), grouped.shape());
-    let is_zero = B::float_lower_equal_elem(wide.clone(), 0.0.into(), BoolStore::Native);
+    let is_zero = B::float_lower_equal_elem(wide.clone(), 0.0.into(), bool_store::<B>(&wide.device()));
     let whole = B::float_mask_fill(B::float_div(grouped, wide), is_zero, 0.0.into());
     let whole = B::float_clamp(B::float_round(whole), (-127.0).into(), 127.0.into());
 
@@ -32,7 +32,7 @@ pub fn quantize<B: Backend>(matrix: FloatTensor<B>) -> (IntTensor<B>, FloatTenso
         match index {
             // The highest byte decides the sign of the word.
             3 => {
-                let is_high = B::int_greater_equal_elem(byte.clone(), 128.into(), BoolStore::Native);
+                let is_high = B::int_greater_equal_elem(byte.clone(), 128.into(), bool_store::<B>(&byte.device()));
                 B::int_sub(byte, B::int_mul_scalar(B::bool_into_int(is_high, DType::I32.into()), 256.into()))
             }
             _ => byte,
@@ -110,7 +110,7 @@ fn round<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let groups = inputs.div_ceil(GROUP);
     let grouped = B::float_reshape(lengthen::<B>(x, 1, groups * GROUP), Shape::new([rows, groups, GROUP]));
     let most = largest::<B>(grouped.clone(), 2); // [N, groups, 1]
-    let is_tiny = B::float_lower_equal_elem(most.clone(), TINY.into(), BoolStore::Native);
+    let is_tiny = B::float_lower_equal_elem(most.clone(), TINY.into(), bool_store::<B>(&most.device()));
     let steps = B::float_full(most.shape(), 127.0.into(), &most.device(), most.dtype().into());
     let per_step = B::float_mask_fill(B::float_div(steps, most.clone()), is_tiny, 0.0.into());
     let whole = B::float_round(B::float_mul(grouped, per_step));

@@ -2,8 +2,15 @@
 //!
 //! Default bodies compose burn's operations, so that every backend has all of it; a backend with kernels overrides them.
 
+#![cfg_attr(feature = "ndarray", allow(deprecated))] // burn's older backend is wanted, to be compared with
+
+#[cfg(feature = "fusion")]
+use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, backend_extension};
+use burn::tensor::DType;
+#[cfg(feature = "fusion")]
+use burn::tensor::Shape;
 
 pub(crate) mod default;
 pub(crate) mod default_int8;
@@ -33,16 +40,27 @@ pub enum Gelu {
 ///
 /// A quantized matrix `[inputs, outputs]` is two tensors. The weights are whole numbers from -127 to 127, `[tiles, quads, 32]`
 /// in i32: a word holds four consecutive inputs of a column, each with 128 added, the first in its lowest byte. The scales
-/// are `[tiles, groups, 32]` in f16: a weight times the scale of its group of 64 inputs is the element. Products with it
-/// round `x` in the same way: of each row, every 64 numbers have a scale in common, the largest of them divided by 127.
-#[backend_extension(Flex: cfg(feature = "flex"))]
+/// are `[tiles, groups, 32]` in f16, or in f32 on a GPU: a weight times the scale of its group of 64 inputs is the element. On
+/// the CPU, products with it round `x` in the same way: of each row, every 64 numbers have a scale in common, the largest of
+/// them divided by 127.
+#[backend_extension(
+    Flex: cfg(feature = "flex"),
+    NdArray: cfg(feature = "ndarray"),
+    Cube: cfg(feature = "cube"),
+    Fusion: cfg(feature = "fusion")
+)]
 pub trait Gpt2Ops: Backend {
     /// Packs a matrix `[inputs, outputs]`.
+    #[fusion(dtype = matrix, shape = {
+        let [inputs, outputs] = matrix.dims();
+        Shape::new([outputs.div_ceil(TILE), inputs, TILE])
+    })]
     fn pack(matrix: FloatTensor<Self>) -> FloatTensor<Self> {
         default::pack::<Self>(matrix)
     }
 
     /// `gelu?(x W + b)`: `x` is `[N, inputs]`, `tiles` a packed matrix with `outputs` columns, `bias` `[outputs]`.
+    #[fusion(dtype = x, shape = Shape::new([x[0], *outputs]))]
     fn packed_linear(
         x: FloatTensor<Self>,
         tiles: FloatTensor<Self>,
@@ -54,6 +72,7 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// `x W + b + residual`, with `residual` `[N, outputs]` and the rest as for [`packed_linear`](Self::packed_linear).
+    #[fusion(dtype = x, shape = residual)]
     fn packed_linear_add(
         x: FloatTensor<Self>,
         tiles: FloatTensor<Self>,
@@ -64,16 +83,19 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// Columns `ids`, `[N]`, of a packed matrix, as rows `[N, inputs]` in f32.
+    #[fusion(dtype = DType::F32, shape = Shape::new([ids[0], tiles[1]]))]
     fn packed_columns(tiles: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
         default::packed_columns::<Self>(tiles, ids)
     }
 
     /// Quantizes a matrix `[inputs, outputs]`.
+    #[fusion(meta = quantized)]
     fn quantize(matrix: FloatTensor<Self>) -> (IntTensor<Self>, FloatTensor<Self>) {
-        default_int8::quantize::<Self>(matrix)
+        default_int8::quantize::<Self>(matrix, DType::F16)
     }
 
     /// As [`packed_linear`](Self::packed_linear), with a quantized matrix.
+    #[fusion(dtype = x, shape = Shape::new([x[0], *outputs]))]
     fn quantized_linear(
         x: FloatTensor<Self>,
         weights: IntTensor<Self>,
@@ -86,6 +108,7 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// As [`packed_linear_add`](Self::packed_linear_add), with a quantized matrix.
+    #[fusion(dtype = x, shape = residual)]
     fn quantized_linear_add(
         x: FloatTensor<Self>,
         weights: IntTensor<Self>,
@@ -97,6 +120,7 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// Columns `ids`, `[N]`, of a quantized matrix with `inputs` rows, as rows `[N, inputs]` in f32.
+    #[fusion(dtype = DType::F32, shape = Shape::new([ids[0], *inputs]))]
     fn quantized_columns(
         weights: IntTensor<Self>,
         scales: FloatTensor<Self>,
@@ -106,19 +130,27 @@ pub trait Gpt2Ops: Backend {
         default_int8::columns::<Self>(weights, scales, ids, inputs)
     }
 
-    /// Writes new keys or values, `[B, H, T, D]`, into the buffer of a cache, `[B, H, C, D]` and of the same element type: of
-    /// row `b`, the first `counts[b]` positions go to `starts[b]..starts[b] + counts[b]`.
+    /// Writes new keys and values, `[B, H, T, D]` each, into the buffers of a cache, `[B, H, C, D]` each: of row `b`, the first
+    /// `counts[b]` positions go to `starts[b]..starts[b] + counts[b]`. `past` is `starts` on the device. What is new is rounded
+    /// to the element type of the buffers.
+    #[fusion(meta = |keys, values, _, _, _, _, _| (keys.clone(), values.clone()))]
     fn append(
-        buffer: FloatTensor<Self>,
-        new: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        past: IntTensor<Self>,
         starts: Vec<usize>,
         counts: Vec<usize>,
-    ) -> FloatTensor<Self> {
-        default::append::<Self>(buffer, new, starts, counts)
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        let _ = past;
+        let keys = default::append::<Self>(keys, new_keys, &starts, &counts);
+        (keys, default::append::<Self>(values, new_values, &starts, &counts))
     }
 
     /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of
     /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`.
+    #[fusion(dtype = query, shape = Shape::new([query[0], query[2], query[1] * query[3]]))]
     fn attend(
         query: FloatTensor<Self>,
         keys: FloatTensor<Self>,
@@ -130,6 +162,7 @@ pub trait Gpt2Ops: Backend {
 
     /// As [`attend`](Self::attend), over shared keys before each row's own: `shared_keys` and `shared_values` are
     /// `[1, H, S, D]`, and every query sees all of them.
+    #[fusion(dtype = query, shape = Shape::new([query[0], query[2], query[1] * query[3]]))]
     fn attend_shared(
         query: FloatTensor<Self>,
         shared_keys: FloatTensor<Self>,
@@ -140,4 +173,54 @@ pub trait Gpt2Ops: Backend {
     ) -> FloatTensor<Self> {
         default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past)
     }
+
+    /// `(x - mean) / sqrt(variance + epsilon) gamma + beta` of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`.
+    #[fusion(dtype = x, shape = x)]
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        gamma: FloatTensor<Self>,
+        beta: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        default::layer_norm::<Self>(x, gamma, beta, epsilon)
+    }
+
+    /// The lowest id among the largest logits of each row: `[N, V]` to `[N]` in i32. A row that holds what is not a number
+    /// may have any number outside `0..V`.
+    #[fusion(dtype = DType::I32, shape = Shape::new([logits[0]]))]
+    fn argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
+        default::argmax::<Self>(logits)
+    }
+
+    /// A step of greedy decoding that stays on the device: the likeliest token of each row of `logits`, `[B, V]`, goes to
+    /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at place `past[b] % N`; then `past`, `[B]`, is one more. All are in i32, and
+    /// written in place if nothing else refers to them. `chosen` gets a number outside `0..V` for a row that holds what is not
+    /// a number, `ids` one of some token.
+    #[fusion(meta = |_, ids, past, chosen| (ids.clone(), past.clone(), chosen.clone()))]
+    fn advance(
+        logits: FloatTensor<Self>,
+        ids: IntTensor<Self>,
+        past: IntTensor<Self>,
+        chosen: IntTensor<Self>,
+    ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
+        let _ = ids;
+        default::advance::<Self>(logits, past, chosen)
+    }
 }
+
+/// What [`Gpt2Ops::quantize`] makes of a matrix.
+#[cfg(feature = "fusion")]
+fn quantized(matrix: &TensorSpec) -> (TensorSpec, TensorSpec) {
+    let [inputs, outputs] = matrix.shape.dims();
+    let tiles = outputs.div_ceil(TILE);
+    let mut words = matrix.clone();
+    words.shape = Shape::new([tiles, inputs.div_ceil(QUAD), TILE]);
+    words.dtype = DType::I32;
+    let mut scales = matrix.clone();
+    scales.shape = Shape::new([tiles, inputs.div_ceil(GROUP), TILE]);
+    scales.dtype = DType::F32;
+    (words, scales)
+}
+
+#[cfg(feature = "ndarray")]
+impl Gpt2Ops for burn::backend::NdArray {}

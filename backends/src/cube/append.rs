@@ -1,0 +1,87 @@
+//! New keys and values into the buffers of a cache, in place, and rounded to its element type on the way.
+
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::{address_type, element_type, one_thread_each, writable};
+
+/// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). `starts` says where each row's new positions go, and `counts`, if rows have
+/// unequally many, how many of them count; of all rows, `count` do otherwise.
+pub fn append(
+    [keys, values]: [CubeTensor; 2],
+    [new_keys, new_values]: [CubeTensor; 2],
+    starts: CubeTensor,
+    counts: Option<CubeTensor>,
+    count: usize,
+) -> [CubeTensor; 2] {
+    let [keys, values] = [keys, values].map(writable);
+    let [batch, heads, _, head_dim]: [usize; 4] = new_keys.meta.shape().dims();
+    let starts = into_contiguous(starts);
+    let is_ragged = counts.is_some();
+    let counts = counts.map_or_else(|| starts.clone(), into_contiguous);
+    let address = address_type(&[&keys, &new_keys]);
+    let (cubes, dim) = one_thread_each(&keys.client, batch * heads * count * head_dim);
+    let dtypes = [
+        element_type(keys.dtype),
+        element_type(new_keys.dtype),
+        element_type(starts.dtype),
+        element_type(counts.dtype),
+    ];
+    // SAFETY: the caller saw to it that what is new fits behind the starts, and what does not count is not written; nothing
+    // else refers to the buffers.
+    unsafe {
+        append_kernel::launch_unchecked(
+            &keys.client,
+            cubes,
+            dim,
+            address,
+            new_keys.into_tensor_arg(),
+            new_values.into_tensor_arg(),
+            starts.into_tensor_arg(),
+            counts.into_tensor_arg(),
+            keys.clone().into_tensor_arg(),
+            values.clone().into_tensor_arg(),
+            count,
+            is_ragged,
+            dtypes,
+        );
+    }
+    [keys, values]
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn append_kernel<C: Numeric, E: Numeric, I: Numeric, J: Numeric>(
+    new_keys: &Tensor<E>,
+    new_values: &Tensor<E>,
+    starts: &Tensor<I>,
+    counts: &Tensor<J>,
+    keys: &mut Tensor<C>,
+    values: &mut Tensor<C>,
+    count: usize,
+    #[comptime] is_ragged: bool,
+    #[define(C, E, I, J)] _dtypes: [ElemType; 4],
+) {
+    let (batch, heads, head_dim) = (new_keys.shape(0), new_keys.shape(1), new_keys.shape(3));
+    let column = ABSOLUTE_POS % head_dim;
+    // Heads stand next to each other in what a projection gives: so do the threads.
+    let head = ABSOLUTE_POS / head_dim % heads;
+    let t = ABSOLUTE_POS / head_dim / heads % count;
+    let row = ABSOLUTE_POS / head_dim / heads / count;
+    if row < batch {
+        let mut counted = count;
+        if comptime!(is_ragged) {
+            counted = u32::cast_from(counts[row]) as usize;
+        }
+        if t < counted {
+            let position = u32::cast_from(starts[row]) as usize + t;
+            let from = row * new_keys.stride(0) + head * new_keys.stride(1) + t * new_keys.stride(2);
+            let to = row * keys.stride(0) + head * keys.stride(1) + position * keys.stride(2) + column * keys.stride(3);
+            keys[to] = C::cast_from(new_keys[from + column * new_keys.stride(3)]);
+            let from = row * new_values.stride(0) + head * new_values.stride(1) + t * new_values.stride(2);
+            let to = row * values.stride(0) + head * values.stride(1) + position * values.stride(2);
+            let to = to + column * values.stride(3);
+            values[to] = C::cast_from(new_values[from + column * new_values.stride(3)]);
+        }
+    }
+}

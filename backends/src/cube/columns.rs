@@ -1,0 +1,55 @@
+//! Columns of a packed or quantized matrix as rows: the token embedding of a model that ties its head to it.
+
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::weight::{COLUMNS, weight_at};
+use super::{address_type, element_type, empty_beside, one_thread_each};
+
+/// Columns `ids`, `[N]`, as rows `[N, inputs]` in f32, of tiles, or of words and scales.
+pub fn columns(weights: CubeTensor, scales: Option<CubeTensor>, ids: CubeTensor, inputs: usize) -> CubeTensor {
+    let ids = into_contiguous(ids);
+    let count = ids.meta.shape()[0];
+    let output = empty_beside(&weights, [count, inputs], DType::F32);
+    let is_int8 = scales.is_some();
+    let scales = scales.unwrap_or_else(|| weights.clone());
+    let address = address_type(&[&weights, &output]);
+    let (cubes, dim) = one_thread_each(&output.client, count * inputs);
+    let dtypes = [element_type(weights.dtype), element_type(scales.dtype), element_type(ids.dtype)];
+    // SAFETY: threads behind the last element do nothing, and an id behind the last tile reads the last tile.
+    unsafe {
+        columns_kernel::launch_unchecked(
+            &output.client,
+            cubes,
+            dim,
+            address,
+            weights.into_tensor_arg(),
+            scales.into_tensor_arg(),
+            ids.into_tensor_arg(),
+            output.clone().into_tensor_arg(),
+            is_int8,
+            dtypes,
+        );
+    }
+    output
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn columns_kernel<W: Numeric, S: Numeric, I: Numeric>(
+    weights: &Tensor<W>,
+    scales: &Tensor<S>,
+    ids: &Tensor<I>,
+    output: &mut Tensor<f32>,
+    #[comptime] is_int8: bool,
+    #[define(W, S, I)] _dtypes: [ElemType; 3],
+) {
+    let at = ABSOLUTE_POS;
+    let (rows, inputs) = (output.shape(0), output.shape(1));
+    if at < rows * inputs {
+        let id = u32::cast_from(ids[at / inputs]) as usize;
+        let id = usize::min(id, weights.shape(0) * COLUMNS - 1);
+        output[at] = weight_at::<W, S>(weights, scales, id / COLUMNS, at % inputs, id % COLUMNS, is_int8);
+    }
+}

@@ -1,0 +1,146 @@
+//! Products of few rows, which decoding and verification are made of: every weight is read once, and what it is multiplied
+//! with stays in registers.
+
+use burn::tensor::DType;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::prelude::*;
+
+use super::gelu::{Activation, activate};
+use super::weight::COLUMNS;
+use super::{THREADS, address_type, element_type, empty_beside};
+
+/// What follows a product.
+pub struct Epilogue {
+    /// `[outputs]`.
+    pub bias: CubeTensor,
+    pub activation: Activation,
+    /// `[N, outputs]`.
+    pub residual: Option<CubeTensor>,
+}
+
+/// Most rows that go through the kernel of this file; of more, every block of them would read the weights again.
+pub const FEW: usize = 16;
+
+/// `activation(x W + b) + residual`: `x` is `[N, inputs]` in f32, `tiles` a packed matrix, the result `[N, outputs]`.
+///
+/// A workgroup makes one tile of 32 columns for one block of rows. Its threads stand side by side over the columns, four or
+/// eight of them each, and share the inputs out among themselves; each adds up its part, and at the end the parts are added in
+/// the order of the threads. So an element does not depend on how many rows there are.
+pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epilogue) -> CubeTensor {
+    let x = into_contiguous(x);
+    let [rows, count] = [x.meta.shape()[0], tiles.meta.shape()[0]];
+    let output = empty_beside(&x, [rows, outputs], DType::F32);
+    let at_once = rows_at_once(&x, rows);
+    let width = vector_size(&tiles);
+    let parts = THREADS / (COLUMNS / width);
+    let bias = into_contiguous(epilogue.bias);
+    let adds = epilogue.residual.is_some();
+    let residual = epilogue.residual.map_or_else(|| bias.clone(), into_contiguous);
+    let address = address_type(&[&x, &tiles, &output]);
+    let cubes = CubeCount::Static(rows.div_ceil(at_once) as u32, count as u32, 1);
+    let dtype = element_type(tiles.dtype);
+    // SAFETY: rows behind the last are read from the last, columns behind the last of a tile are zeros that are there, and
+    // neither is written; tiles has as many inputs as x.
+    unsafe {
+        few_rows_kernel::launch_unchecked(
+            &output.client,
+            cubes,
+            CubeDim::new_1d(THREADS as u32),
+            address,
+            width,
+            x.into_tensor_arg(),
+            tiles.into_tensor_arg(),
+            bias.into_tensor_arg(),
+            residual.into_tensor_arg(),
+            output.clone().into_tensor_arg(),
+            at_once,
+            parts,
+            epilogue.activation,
+            adds,
+            dtype,
+        );
+    }
+    output
+}
+
+/// Rows that a workgroup makes: as many as there are, up to what its shared memory holds the parts of.
+pub fn rows_at_once(x: &CubeTensor, rows: usize) -> usize {
+    let shared = x.client.properties().hardware.max_shared_memory_size;
+    let most = if shared >= 8 * THREADS * 4 * size_of::<f32>() { 8 } else { 4 };
+    rows.next_power_of_two().min(most)
+}
+
+/// Weights that a thread reads at once: 16 bytes of them, where the device can.
+fn vector_size(tiles: &CubeTensor) -> usize {
+    (16 / tiles.dtype.size()).min(tiles.client.properties().hardware.max_vector_size)
+}
+
+#[cube(launch_unchecked, address_type = "dynamic")]
+fn few_rows_kernel<W: Numeric, N: Size>(
+    x: &Tensor<f32>,
+    tiles: &Tensor<Vector<W, N>>,
+    bias: &Tensor<f32>,
+    residual: &Tensor<f32>,
+    output: &mut Tensor<f32>,
+    #[comptime] at_once: usize,
+    #[comptime] parts: usize,
+    #[comptime] activation: Activation,
+    #[comptime] adds: bool,
+    #[define(W)] _dtype: ElemType,
+) {
+    let width = tiles.vector_size();
+    let lanes = comptime!(COLUMNS / width);
+    let (inputs, outputs) = (x.shape(1), output.shape(1));
+    let rows = output.shape(0);
+    let first = CUBE_POS_X as usize * at_once;
+    let tile = CUBE_POS_Y as usize;
+    let lane = UNIT_POS as usize % lanes;
+    let part = UNIT_POS as usize / lanes;
+    let column_of_tile = tile * tiles.stride(0) / width + lane;
+    let row_of_tile = tiles.stride(1) / width;
+
+    let mut sums = Array::<Vector<f32, N>>::new(at_once);
+    #[unroll]
+    for r in 0..at_once {
+        sums[r] = Vector::new(0.0);
+    }
+    let mut input = part;
+    while input < inputs {
+        let weights = Vector::<f32, N>::cast_from(tiles[column_of_tile + input * row_of_tile]);
+        #[unroll]
+        for r in 0..at_once {
+            let row = usize::min(first + r, rows - 1);
+            sums[r] += weights * Vector::new(x[row * inputs + input]);
+        }
+        input += parts;
+    }
+
+    let mut shared = Shared::<[f32]>::new_slice(comptime!(at_once * parts * COLUMNS));
+    #[unroll]
+    for r in 0..at_once {
+        #[unroll]
+        for n in 0..width {
+            shared[(r * parts + part) * COLUMNS + lane * width + n] = sums[r].extract(n);
+        }
+    }
+    sync_cube();
+    let mut element = UNIT_POS as usize;
+    while element < comptime!(at_once * COLUMNS) {
+        let (r, column) = (element / COLUMNS, element % COLUMNS);
+        let (row, of_all) = (first + r, tile * COLUMNS + column);
+        if row < rows && of_all < outputs {
+            let mut sum = 0.0_f32;
+            for part in 0..parts {
+                sum += shared[(r * parts + part) * COLUMNS + column];
+            }
+            let at = row * outputs + of_all;
+            let mut value = activate(sum + bias[of_all], activation);
+            if comptime!(adds) {
+                value += residual[at];
+            }
+            output[at] = value;
+        }
+        element += THREADS;
+    }
+}

@@ -1,0 +1,47 @@
+//! What is done with each row of a matrix by itself, on burn's own tensors.
+
+use burn::backend::Dispatch;
+use burn::tensor::{Int, Tensor};
+
+use crate::ops::Gpt2Ops;
+
+/// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`runs_ahead`] is true.
+///
+/// # Panics
+///
+/// If shapes are others.
+pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64) -> Tensor<2> {
+    assert_eq!([gamma.dims(), beta.dims()], [[x.dims()[1]]; 2], "widths of gamma and beta");
+    let (gamma, beta) = (gamma.into_dispatch(), beta.into_dispatch());
+    Tensor::from_dispatch(<Dispatch as Gpt2Ops>::layer_norm(x.into_dispatch(), gamma, beta, epsilon))
+}
+
+/// The lowest id among the largest logits of each row: `[N, V]` to `[N]`. A row that holds what is not a number may have any
+/// number outside `0..V`.
+pub fn argmax(logits: Tensor<2>) -> Tensor<1, Int> {
+    Tensor::from_dispatch(<Dispatch as Gpt2Ops>::argmax(logits.into_dispatch()))
+}
+
+/// What greedy decoding knows of its rows, on the device: see [`advance`].
+#[derive(Clone, Debug)]
+pub struct Ahead {
+    /// The newest token of each row, `[B]`, in i32.
+    pub ids: Tensor<1, Int>,
+    /// Tokens before it, `[B]`, in i32.
+    pub past: Tensor<1, Int>,
+    /// The last `N` tokens that were chosen for each row, `[B, N]`, in i32: the one behind `p` tokens is at `p % N`.
+    pub chosen: Tensor<2, Int>,
+}
+
+/// Takes the likeliest token of each row of `logits`, `[B, V]`. In [`chosen`](Ahead::chosen), a number outside `0..V` stands for
+/// logits that are not numbers.
+pub fn advance(logits: Tensor<2>, ahead: Ahead) -> Ahead {
+    let Ahead { ids, past, chosen } = ahead;
+    let (ids, past, chosen) = <Dispatch as Gpt2Ops>::advance(
+        logits.into_dispatch(),
+        ids.into_dispatch(),
+        past.into_dispatch(),
+        chosen.into_dispatch(),
+    );
+    Ahead { ids: Tensor::from_dispatch(ids), past: Tensor::from_dispatch(past), chosen: Tensor::from_dispatch(chosen) }
+}

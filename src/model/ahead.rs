@@ -1,0 +1,167 @@
+//! [`Gpt2::run_ahead`]: greedy decoding that the host does not wait for.
+//!
+//! A GPU does what it is told while the host already tells it what comes next, as long as the host need not see what came out.
+//! Here each step takes its tokens and its places from buffers on the device and leaves the next ones there; only after
+//! some steps are the tokens read. So every step is launched in the same words, and a device that can record them (CUDA's
+//! graphs) is told them only once.
+
+use std::thread::{self, ThreadId};
+
+use burn::tensor::{DType, Int, Tensor, TensorData};
+
+use super::Gpt2;
+use super::span::Span;
+use crate::backends::{self, Recording};
+use crate::cache::KvCache;
+use crate::{Error, Result};
+
+/// Rows that are decoded ahead.
+#[derive(Debug)]
+pub(crate) struct RunAhead {
+    /// None while a step is being taken, or recorded and not replayed.
+    state: Option<backends::Ahead>,
+    recording: Recorded,
+    /// Tokens of each row in the cache.
+    lens: Vec<usize>,
+    /// The newest token of each row.
+    last: Vec<u32>,
+    /// Work of one thread is in order.
+    thread: ThreadId,
+}
+
+#[derive(Debug)]
+enum Recorded {
+    /// The device does not record, or did not want to.
+    Never,
+    NotYet,
+    Done(Recording<Kept>),
+}
+
+/// One that is done, so that the device has all the memory that it takes, and one that is recorded.
+const STEPS_TO_RECORD: usize = 2;
+
+/// What a recorded step reads and writes.
+struct Kept {
+    _model: Gpt2,
+    _cache: Vec<(Tensor<4>, Tensor<4>)>,
+    _state: backends::Ahead,
+}
+
+impl Gpt2 {
+    /// Whether [`run_ahead`](Self::run_ahead) saves waiting.
+    pub(crate) fn can_run_ahead(&self) -> bool {
+        self.is_prepared() && backends::runs_ahead(&self.device())
+    }
+
+    /// Rows whose newest tokens are `last`, and of which the cache holds what stands before those; of up to `most` steps at
+    /// a time.
+    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize) -> RunAhead {
+        let (device, batch) = (self.device(), last.len());
+        let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(values.as_slice(), (&device, DType::I32));
+        let chosen = TensorData::new(vec![0_i32; batch * most], [batch, most]);
+        let state = backends::Ahead {
+            ids: ints(last.iter().map(|id| *id as i32).collect()),
+            past: ints(cache.lens().iter().map(|len| *len as i32).collect()),
+            chosen: Tensor::from_data(chosen, (&device, DType::I32)),
+        };
+        let recording = match Recording::<Kept>::is_possible(&device) {
+            true => Recorded::NotYet,
+            false => Recorded::Never,
+        };
+        let (lens, last) = (cache.lens().to_vec(), last.to_vec());
+        RunAhead { state: Some(state), recording, lens, last, thread: thread::current().id() }
+    }
+
+    /// The `steps` likeliest next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
+    /// are not numbers. The cache then holds all of them but the last.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub(crate) fn run_ahead(&self, ahead: &mut RunAhead, cache: &mut KvCache, steps: usize) -> Result<Vec<Vec<i32>>> {
+        let ones = vec![1; ahead.lens.len()];
+        let mut taken = 0;
+        while taken < steps {
+            cache.check_append(self, &vec![STEPS_TO_RECORD.min(steps - taken); ones.len()])?;
+            taken += match &ahead.recording {
+                Recorded::Done(recording) => {
+                    recording.replay().map_err(failed)?;
+                    cache.advance(&ones);
+                    1
+                }
+                // It pays from the next step on.
+                Recorded::NotYet if steps - taken > STEPS_TO_RECORD => self.record(ahead, cache)?,
+                _ => self.step_ahead(ahead, cache)?,
+            };
+        }
+        let state = ahead.state.as_ref().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        let [_, places] = state.chosen.dims();
+        let chosen = state.chosen.clone().try_into_vec_as::<i32>();
+        let chosen = chosen.map_err(|error| Error::Execution(error.to_string()))?;
+        let of_step = |step: usize| {
+            let place = |(row, len): (usize, &usize)| chosen[row * places + (len + step) % places];
+            ahead.lens.iter().enumerate().map(place).collect::<Vec<i32>>()
+        };
+        let chosen: Vec<Vec<i32>> = (0..steps).map(of_step).collect();
+        ahead.lens = cache.lens().to_vec();
+        if let Some(last) = chosen.last() {
+            ahead.last = last.iter().map(|id| (*id).max(0) as u32).collect();
+        }
+        Ok(chosen)
+    }
+
+    /// One step; returns how many it was.
+    fn step_ahead(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<usize> {
+        let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        ahead.state = Some(self.compute_ahead(state, cache));
+        cache.advance(&vec![1; ahead.lens.len()]);
+        Ok(1)
+    }
+
+    /// Two steps, of which the second is recorded and then replayed; or one, if the device will not record. Returns how many.
+    fn record(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<usize> {
+        let device = self.device();
+        if Recording::<Kept>::prepare(&device).is_err() {
+            ahead.recording = Recorded::Never;
+            return self.step_ahead(ahead, cache);
+        }
+        self.step_ahead(ahead, cache)?;
+        let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        let recording = Recording::new(&device, || {
+            let state = self.compute_ahead(state, cache);
+            ahead.state = Some(state.clone());
+            Kept { _model: self.clone(), _cache: cache.all_buffers(), _state: state }
+        });
+        let Ok(recording) = recording else {
+            // Nothing of it was done, and what it was to write in place is as it was.
+            ahead.recording = Recorded::Never;
+            return Ok(1 + self.step_ahead(ahead, cache)?);
+        };
+        recording.replay().map_err(failed)?;
+        cache.advance(&vec![1; ahead.lens.len()]);
+        ahead.recording = Recorded::Done(recording);
+        Ok(2)
+    }
+
+    /// A step, told to the device and no further.
+    fn compute_ahead(&self, state: backends::Ahead, cache: &mut KvCache) -> backends::Ahead {
+        let [batch] = state.ids.dims();
+        let span = Span::ahead(state.past.clone(), cache.lens());
+        let ids = state.ids.clone().reshape([batch, 1]);
+        let hidden = self.compute_blocks(&ids, &span, cache, self.h.len()); // [B, 1, d]
+        let logits = self.compute_head(hidden.reshape([batch, self.config().n_embd])); // [B, V]
+        drop((ids, span));
+        backends::advance(logits, state)
+    }
+}
+
+fn failed(error: burn::backend::ExecutionError) -> Error {
+    Error::Execution(error.to_string())
+}
+
+impl RunAhead {
+    /// Whether this is where these rows are now.
+    pub(crate) fn is_at(&self, last: &[u32], lens: &[usize]) -> bool {
+        self.state.is_some() && self.last == last && self.lens == lens && self.thread == thread::current().id()
+    }
+}
