@@ -37,6 +37,9 @@ pub struct ModelArgs {
     /// Kernels of this library's own, where the device has them, or burn's operations
     #[arg(long, value_enum, default_value = "on")]
     pub kernels: OnOff,
+    /// Lets a GPU round the factors of products in f32, which is faster for prompts and not exact
+    #[arg(long)]
+    pub fast_f32: bool,
     /// Threads of the CPU; 0: one a core
     #[arg(long, default_value_t = 0, value_name = "N")]
     pub threads: usize,
@@ -113,6 +116,11 @@ impl ModelArgs {
 
     /// Loads the model and its tokenizer.
     pub fn load_on(&self, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
+        self.load_as(self.dtype.into(), device)
+    }
+
+    /// The same with weights in another format than the one asked for.
+    pub fn load_as(&self, format: WeightFormat, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
         let (checkpoint, tokenizer) = match self.init_from.as_deref() {
             Some("resume") => (Checkpoint::open(self.out_dir.join("ckpt.pt"))?, None),
             Some(name) => find(name, &gpt2_burn_pair::TARGET)?,
@@ -122,7 +130,7 @@ impl ModelArgs {
             Some(path) => Some(Tokenizer::open(path)?),
             None => tokenizer,
         };
-        Ok((self.load_prepared(&checkpoint, device)?, tokenizer))
+        Ok((self.load_checkpoint(&checkpoint, format, device)?, tokenizer))
     }
 
     /// Loads a draft of that name, onto the same device and in the same type; `embedded` is the small one of the pair.
@@ -133,7 +141,7 @@ impl ModelArgs {
     /// Loads a draft of that name, in the same type; `embedded` is the small one of the pair.
     pub fn load_draft_on(&self, name: &str, device: &Device) -> Result<Gpt2, Failure> {
         let (checkpoint, _) = find(name, &gpt2_burn_pair::DRAFT)?;
-        self.load_prepared(&checkpoint, device)
+        self.load_checkpoint(&checkpoint, self.dtype.into(), device)
     }
 
     /// Whether the model is the embedded target, which has a draft beside it.
@@ -141,10 +149,16 @@ impl ModelArgs {
         self.init_from.as_deref().unwrap_or(&self.model) == "embedded"
     }
 
-    fn load_prepared(&self, checkpoint: &Checkpoint, device: &Device) -> Result<Gpt2, Failure> {
+    /// The weights of a checkpoint in `format`, for kernels unless they are off.
+    pub fn load_checkpoint(
+        &self,
+        checkpoint: &Checkpoint,
+        format: WeightFormat,
+        device: &Device,
+    ) -> Result<Gpt2, Failure> {
         match self.kernels {
-            OnOff::On => Ok(checkpoint.load_prepared(device, self.dtype.into())?),
-            OnOff::Off => Ok(checkpoint.load(device, self.float_dtype()?)?),
+            OnOff::On => Ok(checkpoint.load_prepared(device, format)?),
+            OnOff::Off => Ok(checkpoint.load(device, float_dtype(format)?)?),
         }
     }
 
@@ -152,15 +166,7 @@ impl ModelArgs {
     pub fn prepare(&self, model: Gpt2) -> Result<Gpt2, Failure> {
         match self.kernels {
             OnOff::On => Ok(model.prepare(self.dtype.into())?),
-            OnOff::Off => Ok(model.cast(self.float_dtype()?)?),
-        }
-    }
-
-    /// The type of the weights where burn's operations compute with them.
-    fn float_dtype(&self) -> Result<DType, Failure> {
-        match self.dtype {
-            WeightType::Int8 => Err("`--dtype int8` needs the kernels: leave out `--kernels off`".into()),
-            dtype => Ok(WeightFormat::from(dtype).float()),
+            OnOff::Off => Ok(model.cast(float_dtype(self.dtype.into())?)?),
         }
     }
 
@@ -171,10 +177,19 @@ impl ModelArgs {
 
     /// Runs `work` on as many threads as were asked for.
     pub fn with_threads<T: Send>(&self, work: impl FnOnce() -> Result<T, Failure> + Send) -> Result<T, Failure> {
+        gpt2_burn::backends::allow_fast_f32(self.fast_f32);
         match self.threads {
             0 => work(),
             threads => Threads::new(threads).map_err(gpt2_burn::Error::from)?.install(work),
         }
+    }
+}
+
+/// The type of the weights where burn's operations compute with them.
+fn float_dtype(format: WeightFormat) -> Result<DType, Failure> {
+    match format {
+        WeightFormat::Int8 => Err("`--dtype int8` needs the kernels: leave out `--kernels off`".into()),
+        format => Ok(format.float()),
     }
 }
 

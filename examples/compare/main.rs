@@ -22,13 +22,15 @@ use clap::{Parser, ValueEnum};
 use common::draft::DraftArgs;
 use common::model::{FloatType, ModelArgs};
 use common::{Failure, at_least_one};
+use gpt2_burn::backends::describe;
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
-use gpt2_burn::measure::{Verdict, check_greedy, median, process_memory, quantile, reset_peak_memory};
+use gpt2_burn::measure::{Verdict, check_greedy_against, logit_drift};
+use gpt2_burn::measure::{median, process_memory, quantile, reset_peak_memory};
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::speculative::SpeculationReport;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{CacheStorage, Gpt2, Gpt2Config, Threads};
+use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Threads, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
@@ -164,10 +166,13 @@ fn compare(args: &Args) -> Result<(), Failure> {
     let names = args.model.device.split(',');
     // All of them before anything is computed, which takes minutes.
     let devices = names.map(|name| Ok((name, gpt2_burn::device(name)?))).collect::<Result<Vec<_>, Failure>>()?;
+    // What other devices are held against: the CPU in f32, if this build has it.
+    let cpu = gpt2_burn::device("flex").ok().filter(|cpu| devices.iter().any(|(_, device)| device != cpu));
+    let reference = cpu.map(|cpu| Ok::<_, Failure>(load(args, WeightFormat::F32, &cpu)?.0)).transpose()?;
     let mut rows = Vec::new();
     let mut failed = Ok(());
     for (name, device) in devices {
-        match compare_on(args, name, &device) {
+        match compare_on(args, name, &device, reference.as_ref()) {
             Ok(more) => rows.extend(more),
             Err(error) => failed = Err(format!("{name}: {error}")),
         }
@@ -177,15 +182,15 @@ fn compare(args: &Args) -> Result<(), Failure> {
     }
     failed?;
     // Kernels compute in f32 whatever the type of the weights.
-    let exact = |row: &&Row| row.cache_dtype == "f32" && (row.dtype == "f32" || row.kernels);
+    let exact = |row: &&Row| row.cache_dtype == "f32" && (row.dtype == "f32" || row.kernels && row.reference.is_none());
     match rows.iter().filter(exact).find(|row| !row.equal) {
         Some(row) => Err(format!("{} on {} gave other tokens than naive decoding", row.decoder, row.device).into()),
         None => Ok(()),
     }
 }
 
-fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row>, Failure> {
-    let (model, tokenizer) = load(args, device)?;
+fn compare_on(args: &Args, device_name: &str, device: &Device, reference: Option<&Gpt2>) -> Result<Vec<Row>, Failure> {
+    let (model, tokenizer) = load(args, args.model.dtype.into(), device)?;
     let model = model.with_determinism(args.deterministic)?;
     let work = work(args, model.config(), tokenizer.as_ref())?;
     // What stands before a later step, so that this can be timed without all the steps before it; and what is drafted if a
@@ -215,8 +220,12 @@ fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row
         }
     }
     bar.set_message("comparing tokens");
-    let rows = candidates.iter().map(|candidate| row(args, device_name, candidate, &work));
+    let rows = candidates.iter().map(|candidate| row(args, device_name, candidate, &work, reference));
     let mut rows = rows.collect::<Result<Vec<_>, _>>()?;
+    if let (Some(reference), Some(row), Some(prompt)) = (reference, ids.first(), work.prompts.first()) {
+        let drift = logit_drift(reference, &model, &[&prompt[..], row].concat())?;
+        rows.iter_mut().for_each(|row| row.logit_drift = Some(drift));
+    }
     bar.finish_and_clear();
 
     let naive = rows.iter().find(|row| row.decoder == "naive").map(|row| row.tokens_per_second);
@@ -225,21 +234,20 @@ fn compare_on(args: &Args, device_name: &str, device: &Device) -> Result<Vec<Row
     Ok(rows)
 }
 
-fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
+fn load(args: &Args, format: WeightFormat, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
     match &args.config {
-        Some(name) => Ok((random(args, name, device)?, None)),
-        None => args.model.load_on(device),
+        Some(name) => Ok((random(args, name, format, device)?, None)),
+        None => args.model.load_as(format, device),
     }
 }
 
 /// A model with random weights in the shape of a published one.
-fn random(args: &Args, name: &str, device: &Device) -> Result<Gpt2, Failure> {
+fn random(args: &Args, name: &str, format: WeightFormat, device: &Device) -> Result<Gpt2, Failure> {
     let config = Gpt2Config::published(name).ok_or_else(|| {
         let known: Vec<&str> = Gpt2Config::published_names().collect();
         format!("`{name}` is none of the published sizes: {}", known.join(", "))
     })?;
-    device.seed(args.seed);
-    args.model.prepare(config.init(device)?)
+    args.model.load_checkpoint(&Checkpoint::random(&config, args.seed)?, format, device)
 }
 
 fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Result<Work, Failure> {
@@ -337,14 +345,16 @@ fn whole(generator: &Generator, work: &Work) -> Result<Run, Failure> {
     })
 }
 
-/// Naive decoding is what the others are compared with; of those, every repetition counts.
-fn verdict(candidate: &Candidate, work: &Work) -> Result<Verdict, Failure> {
+/// Naive decoding is what the others are compared with, on this device or on the reference; of those, every repetition counts.
+fn verdict(candidate: &Candidate, work: &Work, reference: Option<&Gpt2>) -> Result<Verdict, Failure> {
+    let is_compared = |_: &&Run| reference.is_some() || !candidate.is_naive();
     let mut verdict = Verdict::default();
     let mut checked: Vec<&[Vec<u32>]> = Vec::new();
-    for ids in candidate.runs.iter().filter(|_| !candidate.is_naive()).filter_map(|run| run.ids.as_deref()) {
+    for ids in candidate.runs.iter().filter(is_compared).filter_map(|run| run.ids.as_deref()) {
         // Greedy: they are nearly always the same, and a check costs a forward a row.
         if !checked.contains(&ids) {
-            let found = check_greedy(&candidate.generator, &work.prompts, ids)?;
+            let reference = reference.unwrap_or(candidate.generator.model());
+            let found = check_greedy_against(reference, &candidate.generator, &work.prompts, ids)?;
             let worse = (found.diverged_rows, found.ties) > (verdict.diverged_rows, verdict.ties);
             verdict = if worse { found } else { verdict };
             checked.push(ids);
@@ -353,16 +363,25 @@ fn verdict(candidate: &Candidate, work: &Work) -> Result<Verdict, Failure> {
     Ok(verdict)
 }
 
-fn row(args: &Args, device: &str, candidate: &Candidate, work: &Work) -> Result<Row, Failure> {
+fn row(
+    args: &Args,
+    device: &str,
+    candidate: &Candidate,
+    work: &Work,
+    reference: Option<&Gpt2>,
+) -> Result<Row, Failure> {
     let ttft_seconds = candidate.median(|run| run.ttft_seconds);
     let seconds: Vec<f64> = candidate.runs.iter().map(|run| run.ttft_seconds + run.decode_seconds).collect();
     let spread = [0.0, 0.5, 1.0].map(|q| quantile(&seconds, q).unwrap_or(f64::NAN));
     let steps: Vec<f64> = candidate.runs.iter().flat_map(|run| run.step_seconds.iter().copied()).collect();
-    let verdict = verdict(candidate, work)?;
+    let verdict = verdict(candidate, work, reference)?;
     let model = candidate.generator.model();
     let cache_dtype = if candidate.is_naive() { model.dtype() } else { candidate.generator.cache_dtype() };
     Ok(Row {
         device: device.to_owned(),
+        device_is: describe(&candidate.generator.model().device()),
+        reference: reference.is_some().then(|| "flex, f32".to_owned()),
+        logit_drift: None,
         decoder: candidate.generator.decoder().to_string(),
         dtype: args.model.dtype.to_string(),
         cache_dtype: name_of(cache_dtype),

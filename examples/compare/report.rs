@@ -12,6 +12,12 @@ use crate::common::Failure;
 #[derive(Debug, Serialize)]
 pub struct Row {
     pub device: String,
+    /// What it is, and what its kernels are compiled to.
+    pub device_is: String,
+    /// What outputs are compared with, if not with naive decoding on the same device.
+    pub reference: Option<String>,
+    /// Largest difference of any logit from the reference's, over one row.
+    pub logit_drift: Option<f64>,
     pub decoder: String,
     pub dtype: String,
     pub cache_dtype: String,
@@ -77,8 +83,17 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
     for row in rows {
         writeln!(out, "{}", row.line())?;
     }
-    for row in rows.iter().filter(|row| row.decoder != "naive") {
+    for row in rows.iter().filter(|row| row.decoder != "naive" || row.reference.is_some()) {
         writeln!(out, "{}", row.verdict())?;
+    }
+    for first in rows.chunk_by(|a, b| a.device == b.device).map(|group| &group[0]) {
+        if let Some(drift) = first.logit_drift {
+            writeln!(
+                out,
+                "{} is {}: its logits differ from the reference's by up to {drift:.1e}",
+                first.device, first.device_is
+            )?;
+        }
     }
     for speculation in rows.iter().filter_map(|row| row.speculation.as_ref()) {
         writeln!(out, "{}", speculation.words)?;
@@ -108,14 +123,15 @@ impl Row {
 
     fn verdict(&self) -> String {
         let (decoder, device, rows) = (&self.decoder, &self.device, self.batch);
+        let naive = self.reference.as_ref().map_or(String::new(), |reference| format!(" on {reference}"));
         let ties = match self.ties {
             0 => String::new(),
             ties => format!(", {ties} ties aside"),
         };
         match &self.first_divergence {
-            None => format!("{decoder} on {device}: all {rows} rows equal naive decoding's{ties}"),
+            None => format!("{decoder} on {device}: all {rows} rows equal naive decoding's{naive}{ties}"),
             Some(first) => format!(
-                "{decoder} on {device}: {} of {rows} rows differ from naive decoding's{ties}; first in row {} at step {}, \
+                "{decoder} on {device}: {} of {rows} rows differ from naive decoding's{naive}{ties}; first in row {} at step {}, \
                  where naive decoding's margin is {:.2e} and logits differ by up to {:.2e}",
                 self.diverged_rows, first.row, first.step, first.margin, first.max_logit_diff
             ),
@@ -139,42 +155,48 @@ impl Row {
     }
 }
 
+/// A table of all rows if they are of several devices, else one with the device above it.
 fn table(rows: &[Row]) -> String {
-    let mut text = String::new();
-    for group in rows.chunk_by(|a, b| a.device == b.device) {
-        let first = &group[0];
-        // Naive decoding has no cache.
-        let cache = &group.last().unwrap_or(first).cache_dtype;
-        text += &format!(
-            "{} in {}{}{}{}, {} threads: batch {}, prompt {}, {} new tokens each\n\n",
-            first.device,
-            first.dtype,
-            if *cache == first.dtype { String::new() } else { format!(" with a cache in {cache}") },
-            if first.kernels { "" } else { ", without kernels" },
-            if first.deterministic { ", deterministic" } else { "" },
-            first.threads,
-            first.batch,
-            first.prompt_tokens,
-            first.new_tokens
-        );
-        let mut table = Table::new();
-        table.load_style(presets::ASCII_MARKDOWN).set_header([
-            "decoder",
-            "TTFT ms",
-            "TPOT ms",
-            "p95 ms",
-            "tokens/s",
-            "over naive",
-            "peak MB",
-            "KV MB",
-        ]);
-        table.add_rows(group.iter().map(Row::cells));
-        table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-        text += &format!("{table}\n");
-        if let Some(steps) = group.iter().find_map(|row| row.sampled_steps) {
-            text += &format!("\n\\* estimated from {steps} of its {} steps\n", first.new_tokens);
+    let mut devices: Vec<&Row> = Vec::new();
+    for row in rows {
+        if devices.iter().all(|known| known.device != row.device) {
+            devices.push(row);
         }
-        text += "\n";
+    }
+    let Some(first) = rows.first() else { return String::new() };
+    // Naive decoding has no cache.
+    let cache = &rows.last().unwrap_or(first).cache_dtype;
+    let several = devices.len() > 1;
+    let mut text = format!(
+        "{} in {}{}{}{}, {} threads: batch {}, prompt {}, {} new tokens each\n\n",
+        devices.iter().map(|row| row.device.as_str()).collect::<Vec<_>>().join(", "),
+        first.dtype,
+        if *cache == first.dtype { String::new() } else { format!(" with a cache in {cache}") },
+        if rows.iter().any(|row| row.kernels) { "" } else { ", without kernels" },
+        if first.deterministic { ", deterministic" } else { "" },
+        first.threads,
+        first.batch,
+        first.prompt_tokens,
+        first.new_tokens
+    );
+    let mut header = vec!["decoder", "TTFT ms", "TPOT ms", "p95 ms", "tokens/s", "over naive", "peak MB", "KV MB"];
+    if several {
+        header.insert(0, "device");
+    }
+    let mut table = Table::new();
+    table.load_style(presets::ASCII_MARKDOWN).set_header(header);
+    table.add_rows(rows.iter().map(|row| {
+        let mut cells = row.cells();
+        if several {
+            cells.insert(0, row.device.clone());
+        }
+        cells
+    }));
+    let names = 1 + usize::from(several);
+    table.column_iter_mut().skip(names).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
+    text += &format!("{table}\n");
+    if let Some(steps) = rows.iter().find_map(|row| row.sampled_steps) {
+        text += &format!("\n\\* estimated from {steps} of its {} steps\n", first.new_tokens);
     }
     text.trim_end().to_owned()
 }

@@ -15,7 +15,7 @@ pub fn draft(args: &Args, device: &Device, ids: &[Vec<u32>]) -> Result<Draft, Fa
     let Some(agreement) = args.agreement else { return args.draft.load_on(&args.model, device, args.deterministic) };
     let script = Scripted::new(ids.to_vec(), agreement);
     let model = match (&args.draft_config, &args.draft.draft) {
-        (Some(name), _) => Some(random(args, name, device)?),
+        (Some(name), _) => Some(random(args, name, args.model.dtype.into(), device)?),
         (None, None) => None,
         (None, Some(_)) => match args.draft.load_on(&args.model, device, args.deterministic)? {
             Draft::Model(model) => Some(model),

@@ -27,7 +27,7 @@ use gpt2_burn::measure::{check_greedy, median};
 use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Gpt2, Gpt2Config, Threads};
+use gpt2_burn::{Checkpoint, Gpt2, Gpt2Config, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
@@ -124,8 +124,8 @@ fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failu
         let known: Vec<&str> = Gpt2Config::published_names().collect();
         format!("`{name}` is none of the published sizes: {}", known.join(", "))
     })?;
-    device.seed(args.seed);
-    Ok((args.model.prepare(config.init(device)?)?, None))
+    let checkpoint = Checkpoint::random(&config, args.seed)?;
+    Ok((args.model.load_checkpoint(&checkpoint, args.model.dtype.into(), device)?, None))
 }
 
 /// Before anything is computed: what a row would have to hold.
