@@ -622,3 +622,32 @@ fn shared_prefix_reports_every_case_and_draws_it() {
     assert!(failure("shared_prefix", &["--prompts", "0"]).contains("1.."));
     assert!(failure("shared_prefix", &["--config", "gpt3"]).contains("gpt2-xl"));
 }
+
+/// The accuracy on held-out lines before and after training, in percent.
+fn accuracies(printed: &str) -> [f64; 2] {
+    let (_, figures) = printed.split_once("accuracy ").expect("a line with accuracies");
+    let figures: Vec<f64> =
+        figures.lines().next().unwrap().split(" -> ").map(|part| part.trim_end_matches('%').parse().unwrap()).collect();
+    figures.try_into().unwrap()
+}
+
+#[test]
+fn a_head_on_hidden_states_learns_while_the_text_stays() {
+    let short = ["--steps", "40", "--seed", "7"];
+    let printed = text("embed", &short);
+    let [before, after] = accuracies(&printed);
+    assert!((35.0..65.0).contains(&before) && after > before + 15.0, "{printed}");
+    assert!(printed.contains("the text that it was before"), "{printed}");
+    assert_eq!(text("embed", &short), printed, "a seed repeats");
+
+    let thawed = text("embed", &["--thaw", "--steps", "15"]);
+    let [before, after] = accuracies(&thawed);
+    assert!(after > before + 10.0 && thawed.contains("another text than before"), "{thawed}");
+
+    let untrained = text("embed", &["--steps", "0"]);
+    let [before, after] = accuracies(&untrained);
+    assert!((before - after).abs() < 0.2, "{untrained}");
+    assert!(failure("embed", &["--batch-size", "0"]).contains("1.."));
+    assert!(failure("embed", &["--batch-size", "99999999999999999"]).contains("lines is more than the 1916 that"));
+    assert!(failure("embed", &["--device", "abacus"]).contains("abacus"));
+}
