@@ -651,3 +651,28 @@ fn a_head_on_hidden_states_learns_while_the_text_stays() {
     assert!(failure("embed", &["--batch-size", "99999999999999999"]).contains("lines is more than the 1916 that"));
     assert!(failure("embed", &["--device", "abacus"]).contains("abacus"));
 }
+
+#[test]
+fn each_device_has_an_example_that_runs_or_says_what_is_missing() {
+    let printed = text("cpu", &[]);
+    let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    let cells: Vec<Vec<&str>> = lines.iter().map(|line| line.split('|').map(str::trim).collect()).collect();
+    let decoders: Vec<[&str; 2]> = cells.iter().map(|cells| [cells[1], cells[5]]).collect();
+    assert_eq!(
+        decoders,
+        [["naive", "the reference"], ["kv-preallocated", "equal"], ["speculative", "equal"]],
+        "{printed}"
+    );
+    for cells in &cells {
+        let figures = [cells[2], cells[3], cells[4].trim_end_matches(" x")];
+        assert!(figures.iter().all(|figure| figure.parse::<f64>().unwrap() > 0.0), "{printed}");
+    }
+    let devices = [("cpu", "ndarray"), ("wgpu", "wgpu"), ("wgpu", "vulkan"), ("cuda", "cuda"), ("cuda", "cuda:1")];
+    for (name, device) in devices {
+        if let Err(error) = gpt2_burn::device(device) {
+            let output = run(name, &[device]);
+            assert_eq!(output.status.code(), Some(1), "{name} {device}");
+            assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("error: {error}\n"));
+        }
+    }
+}
