@@ -622,3 +622,57 @@ fn shared_prefix_reports_every_case_and_draws_it() {
     assert!(failure("shared_prefix", &["--prompts", "0"]).contains("1.."));
     assert!(failure("shared_prefix", &["--config", "gpt3"]).contains("gpt2-xl"));
 }
+
+/// The accuracy on held-out lines before and after training, in percent.
+fn accuracies(printed: &str) -> [f64; 2] {
+    let (_, figures) = printed.split_once("accuracy ").expect("a line with accuracies");
+    let figures: Vec<f64> =
+        figures.lines().next().unwrap().split(" -> ").map(|part| part.trim_end_matches('%').parse().unwrap()).collect();
+    figures.try_into().unwrap()
+}
+
+#[test]
+fn a_head_on_hidden_states_learns_while_the_text_stays() {
+    let short = ["--steps", "40", "--seed", "7"];
+    let printed = text("embed", &short);
+    let [before, after] = accuracies(&printed);
+    assert!((35.0..65.0).contains(&before) && after > before + 15.0, "{printed}");
+    assert!(printed.contains("the text that it was before"), "{printed}");
+    assert_eq!(text("embed", &short), printed, "a seed repeats");
+
+    let thawed = text("embed", &["--thaw", "--steps", "15"]);
+    let [before, after] = accuracies(&thawed);
+    assert!(after > before + 10.0 && thawed.contains("another text than before"), "{thawed}");
+
+    let untrained = text("embed", &["--steps", "0"]);
+    let [before, after] = accuracies(&untrained);
+    assert!((before - after).abs() < 0.2, "{untrained}");
+    assert!(failure("embed", &["--batch-size", "0"]).contains("1.."));
+    assert!(failure("embed", &["--batch-size", "99999999999999999"]).contains("lines is more than the 1916 that"));
+    assert!(failure("embed", &["--device", "abacus"]).contains("abacus"));
+}
+
+#[test]
+fn each_device_has_an_example_that_runs_or_says_what_is_missing() {
+    let printed = text("cpu", &[]);
+    let lines: Vec<&str> = printed.lines().filter(|line| line.starts_with('|')).skip(2).collect();
+    let cells: Vec<Vec<&str>> = lines.iter().map(|line| line.split('|').map(str::trim).collect()).collect();
+    let decoders: Vec<[&str; 2]> = cells.iter().map(|cells| [cells[1], cells[5]]).collect();
+    assert_eq!(
+        decoders,
+        [["naive", "the reference"], ["kv-preallocated", "equal"], ["speculative", "equal"]],
+        "{printed}"
+    );
+    for cells in &cells {
+        let figures = [cells[2], cells[3], cells[4].trim_end_matches(" x")];
+        assert!(figures.iter().all(|figure| figure.parse::<f64>().unwrap() > 0.0), "{printed}");
+    }
+    let devices = [("cpu", "ndarray"), ("wgpu", "wgpu"), ("wgpu", "vulkan"), ("cuda", "cuda"), ("cuda", "cuda:1")];
+    for (name, device) in devices {
+        if let Err(error) = gpt2_burn::device(device) {
+            let output = run(name, &[device]);
+            assert_eq!(output.status.code(), Some(1), "{name} {device}");
+            assert_eq!(String::from_utf8(output.stderr).unwrap(), format!("error: {error}\n"));
+        }
+    }
+}

@@ -5,6 +5,7 @@ pub mod draft;
 pub mod model;
 pub mod prefixes;
 pub mod prompts;
+pub mod three_ways;
 
 use std::process::ExitCode;
 
