@@ -26,7 +26,7 @@ fn main() -> Result<()> {
         true => (Gpt2Config::default(), Repeats { warm_up: 1, fewest: 5, seconds: 1.0 }),
         false => (Gpt2Config { n_embd: 64, n_layer: 2, n_head: 2, ..Gpt2Config::default() }, Repeats::once()),
     };
-    let machine = peaks(&device, &config, repeats)?;
+    let machine = peaks(&device, &config, Some(WeightFormat::F32), repeats)?;
     println!(
         "{} threads read {}/s and multiply {:.0} GFLOP/s\n",
         Threads::current(),

@@ -9,6 +9,7 @@ use gpt2_burn::{Gpt2, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::common::Failure;
+use crate::common::model::OnOff;
 use crate::memory;
 use crate::options::{Args, Axis, DecoderName, Lengths, Plan};
 use crate::predict::{Predicted, Predictor};
@@ -90,7 +91,8 @@ impl Sweep {
                 }
             }
         }
-        let mut machines = vec![peaks(device, model.config(), RATES)?];
+        let format = (args.model.kernels == OnOff::On).then(|| args.model.dtype.into());
+        let mut machines = vec![peaks(device, model.config(), format, RATES)?];
         let predictor = Predictor::new(&generators[0], args.batch_size)?;
         let cost_of = |candidate: &Candidate| predictor.estimate(&machines[0], candidate.decoder, candidate.lengths);
         let costs = candidates.iter().map(cost_of).collect::<Result<Vec<f64>, Failure>>()?;
@@ -108,7 +110,7 @@ impl Sweep {
                 bar.inc(units(*cost));
             }
             bar.set_message("what the machine can do");
-            machines.push(peaks(device, model.config(), RATES)?);
+            machines.push(peaks(device, model.config(), format, RATES)?);
         }
         bar.finish_and_clear();
 
@@ -220,8 +222,12 @@ fn middle(machines: &[Hardware]) -> Result<Hardware, Failure> {
     let of =
         |figure: fn(&Hardware) -> f64| median(&machines.iter().map(figure).collect::<Vec<_>>()).unwrap_or(f64::NAN);
     let [bandwidth, flops] = [of(|machine| machine.bandwidth), of(|machine| machine.flops)];
-    let reached =
-        Reached { linear: of(|machine| machine.reached.linear), attention: of(|machine| machine.reached.attention) };
+    let reached = Reached {
+        weights: of(|machine| machine.reached.weights),
+        results: of(|machine| machine.reached.results),
+        linear: of(|machine| machine.reached.linear),
+        attention: of(|machine| machine.reached.attention),
+    };
     Ok(Hardware::new(machines[0].name.clone(), bandwidth, flops, machines[0].memory)?.with_reached(reached)?)
 }
 
