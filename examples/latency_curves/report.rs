@@ -139,7 +139,7 @@ fn drafts(sweep: &Sweep) -> Option<String> {
         lens.extend(speculative.drafting.as_ref().map(Drafting::mean_len));
     }
     let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
-    let [least, most] = [(worth.iter().copied().reduce(f64::min))?, (worth.iter().copied().reduce(f64::max))?];
+    let (least, most) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
     Some(format!(
         "Drafts: {} proposes {:.1} tokens a round, of which {:.0}% stand if those before them do. A token comes {:.2} times as \
          fast as with the cache alone, from {least:.2} to {most:.2} times; on paper {:.2} times, with that share, which is \
