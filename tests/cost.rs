@@ -123,6 +123,8 @@ fn what_does_not_fit_says_so_with_its_numbers() {
     for part in ["does not fit", "3.12 GB of parameters", "20.1 GB of keys and values", "are 23.3 GB", "of 16.0 GB"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    // The residual stream, the norm's output, queries, keys, values and result, and scores before and after the softmax.
+    assert_eq!(fit.needed.activations, 2.0 * 64.0 * (6.0 * 1600.0 + 2.0 * 25.0 * 1024.0));
     let fit = cost.fits(&t4(), Pass::decode(1, 1024)).unwrap();
     assert!(fit.is_enough() && fit.to_string().starts_with("fits: 3.12 GB of parameters + 315 MB of keys and values"));
     assert_eq!(fit.needed.parameters, 2.0 * 1_557_611_200.0);
@@ -190,6 +192,21 @@ fn terms_one_after_the_other_take_longer_than_the_roofline_and_attention_has_its
     assert!(t4.clone().with_reached(Reached { weights: -1.0, ..reached }).is_err());
     assert!(t4.clone().with_reached(Reached { results: f64::INFINITY, ..reached }).is_err());
     assert!(t4.with_reached(Reached { linear: 0.0, ..reached }).is_err());
+}
+
+#[test]
+fn verifying_a_draft_computes_what_as_many_decode_steps_and_one_would() {
+    let cost = published("gpt2").counting(Counted::kernels());
+    for (past, drafted) in [(10, 0), (10, 1), (500, 4), (0, 8)] {
+        let verification = cost.work(Pass::verify(2, past, drafted)).unwrap();
+        let steps = past + 1..=past + drafted + 1;
+        let steps: Vec<Work> = steps.map(|length| cost.work(Pass::decode(2, length)).unwrap()).collect();
+        assert_eq!(verification.flops, steps.iter().map(|step| step.flops).sum::<f64>());
+        // All of them read the weights, the verification once.
+        let weights = cost.parameter_bytes();
+        let bytes = steps.iter().map(|step| step.bytes).sum::<f64>() - drafted as f64 * 0.98 * weights;
+        assert!(verification.bytes > 0.98 * weights && verification.bytes <= bytes, "{past} and {drafted}");
+    }
 }
 
 #[test]

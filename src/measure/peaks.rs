@@ -128,7 +128,7 @@ pub struct ProductRates {
 }
 
 /// The rates of the four products of a block, biases and GELU included, as a model of this shape computes them that was
-/// prepared in `format`; none: by burn's operations, in f32. Blocks are taken in turns, as many as the model has or as no
+/// prepared in `format`; none: by burn's operations, in f32. A run goes through as many blocks as the model has, or as no
 /// processor's cache holds. The medians of the runs count.
 ///
 /// # Errors
@@ -149,19 +149,18 @@ pub fn product_rates(
     let copies = (BUFFER / 2).div_ceil(bytes).clamp(1, config.n_layer);
     let block = |_| shapes.map(|shape| Product::new(Tensor::ones(shape, device), format, device));
     let blocks: Vec<[Product; 4]> = (0..copies).map(block).collect();
-    let mut turn = 0;
-    let mut seconds = |rows: usize| -> Result<f64> {
+    let seconds = |rows: usize| -> Result<f64> {
         let (narrow, wide) = (random([rows, d], device), random([rows, inner], device));
         let timing = repeats.time(device, || {
-            turn = (turn + 1) % blocks.len();
-            let [c_attn, attention_c_proj, c_fc, mlp_c_proj] = &blocks[turn];
-            black_box(c_attn.of(narrow.clone(), None));
-            black_box(attention_c_proj.of(narrow.clone(), None));
-            black_box(c_fc.of(narrow.clone(), Some(Gelu::Tanh)));
-            black_box(mlp_c_proj.of(wide.clone(), None));
+            for [c_attn, attention_c_proj, c_fc, mlp_c_proj] in &blocks {
+                black_box(c_attn.of(narrow.clone(), None));
+                black_box(attention_c_proj.of(narrow.clone(), None));
+                black_box(c_fc.of(narrow.clone(), Some(Gelu::Tanh)));
+                black_box(mlp_c_proj.of(wide.clone(), None));
+            }
             Ok(())
         })?;
-        Ok(timing.median())
+        Ok(timing.median() / blocks.len() as f64)
     };
     Ok(ProductRates { weights: bytes as f64 / seconds(1)?, linear: 2.0 * (ROWS * weights) as f64 / seconds(ROWS)? })
 }
