@@ -13,6 +13,7 @@ use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::cost::{Cost, Counted, Hardware, Pass, Work, format_bytes, format_seconds};
 use gpt2_burn::measure::{Repeats, Timing, peaks};
+use gpt2_burn::prefix::{Payload, RadixTree};
 use gpt2_burn::sampling::{Purpose, Sampling, uniform};
 use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, Result, Threads, TokenBatch, WeightFormat};
 
@@ -25,7 +26,7 @@ fn main() -> Result<()> {
         true => (Gpt2Config::default(), Repeats { warm_up: 1, fewest: 5, seconds: 1.0 }),
         false => (Gpt2Config { n_embd: 64, n_layer: 2, n_head: 2, ..Gpt2Config::default() }, Repeats::once()),
     };
-    let machine = peaks(&device, &config, repeats)?;
+    let machine = peaks(&device, &config, Some(WeightFormat::F32), repeats)?;
     println!(
         "{} threads read {}/s and multiply {:.0} GFLOP/s\n",
         Threads::current(),
@@ -35,9 +36,27 @@ fn main() -> Result<()> {
     let mut bench = Bench { device, machine, repeats, only, rows: Vec::new() };
     bench.forwards(&config)?;
     bench.sampling(config.vocab_size)?;
+    bench.tree_match()?;
     bench.loading(&config)?;
     println!("{}", bench.table());
     Ok(())
+}
+
+/// So many tokens, and nothing that was computed for them.
+struct Tokens(usize);
+
+impl Payload for Tokens {
+    fn tokens(&self) -> usize {
+        self.0
+    }
+
+    fn bytes(&self) -> usize {
+        self.0
+    }
+
+    fn split(self, at: usize) -> (Self, Self) {
+        (Self(at), Self(self.0 - at))
+    }
 }
 
 struct Bench {
@@ -77,7 +96,7 @@ impl Bench {
         let prefills = [(1, 128), (1, 512), (8, 128)].map(|(batch, length)| ("prefill", Pass::prefill(batch, length)));
         let decodes = [(1, 128), (1, 1000), (8, 128), (8, 512)]
             .map(|(batch, length)| ("decode step", Pass::decode(batch, length)));
-        let verifications = [1, 4, 8].map(|drafted| ("verification", Pass::verify(1, 512, drafted)));
+        let verifications = (1..=8).map(|drafted| ("verification", Pass::verify(1, 512, drafted)));
         for (what, pass) in prefills.into_iter().chain(decodes).chain(verifications) {
             let name = match what {
                 "prefill" => format!("{what}: {} x {} tokens", pass.batch, pass.new),
@@ -125,6 +144,31 @@ impl Bench {
             })?;
         }
         Ok(())
+    }
+
+    /// The longest known beginning of a prompt of 1,000 tokens among those of a thousand others: 900 tokens of each are those of
+    /// a hundred more. Each token that is found is compared with one that is held.
+    fn tree_match(&mut self) -> Result<()> {
+        let name = "tree match: 1000 tokens, 1000 prompts";
+        if !name.contains(&self.only) {
+            return Ok(());
+        }
+        let prompt = |seed: u32| -> Vec<u32> {
+            (0..1000).map(|n: u32| if n < 900 { n * n % 50_000 + seed % 10 } else { (n + 7 * seed) % 50_000 }).collect()
+        };
+        let mut tree = RadixTree::<u8, Tokens>::default();
+        for seed in 0..1000 {
+            tree.insert(0, &prompt(seed), 0, Tokens(1000))?;
+        }
+        let asked: Vec<Vec<u32>> = (5000..5010).map(prompt).collect();
+        let found = tree.find(0, &asked[0]).len();
+        let work = Work { flops: 0.0, bytes: (2 * found * size_of::<u32>()) as f64 };
+        let mut turns = asked.iter().cycle();
+        self.row(name, work, || {
+            let ids = turns.next().map_or(&[][..], Vec::as_slice);
+            black_box(tree.find(0, black_box(ids)).len());
+            Ok(())
+        })
     }
 
     /// A checkpoint's file, which the system holds in memory already, to a model; each weight is read and written at least once.

@@ -6,8 +6,11 @@ mod common;
 use common::{device, small_config};
 use gpt2_burn::burn::module::{Module, ModuleVisitor, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
-use gpt2_burn::cost::{Bound, Cost, Counted, Hardware, Part, Pass, Precision, Reached, Speculation, Work, acceptance};
+use gpt2_burn::cost::{
+    Bound, Cost, Counted, Hardware, Part, Pass, Precision, Reached, Speculation, Term, Work, acceptance,
+};
 use gpt2_burn::sampling::Sampling;
+use gpt2_burn::speculative::{best_len, expected_tokens};
 use gpt2_burn::{Error, Gpt2, Gpt2Config};
 use proptest::prelude::*;
 
@@ -120,6 +123,8 @@ fn what_does_not_fit_says_so_with_its_numbers() {
     for part in ["does not fit", "3.12 GB of parameters", "20.1 GB of keys and values", "are 23.3 GB", "of 16.0 GB"] {
         assert!(text.contains(part), "{part}: {text}");
     }
+    // The residual stream, the norm's output, queries, keys, values and result, and scores before and after the softmax.
+    assert_eq!(fit.needed.activations, 2.0 * 64.0 * (6.0 * 1600.0 + 2.0 * 25.0 * 1024.0));
     let fit = cost.fits(&t4(), Pass::decode(1, 1024)).unwrap();
     assert!(fit.is_enough() && fit.to_string().starts_with("fits: 3.12 GB of parameters + 315 MB of keys and values"));
     assert_eq!(fit.needed.parameters, 2.0 * 1_557_611_200.0);
@@ -159,6 +164,19 @@ fn terms_one_after_the_other_take_longer_than_the_roofline_and_attention_has_its
     let decode = Pass::decode(1, 512);
     let roofline = t4.roofline(cost.work(decode).unwrap());
     assert!((cost.seconds(&t4, decode).unwrap() / roofline.seconds() - 1.0).abs() < 1e-9);
+    // Of which weights are read at half the rate, and results written at a hundredth.
+    let bytes = |of: fn(&Term) -> f64| {
+        cost.terms(decode).unwrap().iter().map(|term| term.times as f64 * of(term)).sum::<f64>() / t4.bandwidth
+    };
+    let (weights, results) = (bytes(|term| term.weights), bytes(|term| term.written));
+    for (reached, more) in [
+        (Reached { weights: t4.bandwidth / 2.0, ..t4.reached }, weights),
+        (Reached { results: t4.bandwidth / 100.0, ..t4.reached }, 99.0 * results),
+    ] {
+        let slow = t4.clone().with_reached(reached).unwrap();
+        let difference = cost.seconds(&slow, decode).unwrap() - roofline.seconds();
+        assert!((difference / more - 1.0).abs() < 1e-6, "{difference} and {more}");
+    }
     // Scores and values of a long prefill at a thousandth of the rate.
     let reached = Reached { attention: t4.flops / 1000.0, ..t4.reached };
     let slow = t4.clone().with_reached(reached).unwrap();
@@ -171,7 +189,24 @@ fn terms_one_after_the_other_take_longer_than_the_roofline_and_attention_has_its
     let ratio = cost.seconds(&slow, pass).unwrap() / (matrices / slow.reached.linear);
     assert!((ratio - 1.0).abs() < 0.01, "{ratio}");
     assert!(t4.clone().with_reached(Reached { attention: f64::NAN, ..reached }).is_err());
+    assert!(t4.clone().with_reached(Reached { weights: -1.0, ..reached }).is_err());
+    assert!(t4.clone().with_reached(Reached { results: f64::INFINITY, ..reached }).is_err());
     assert!(t4.with_reached(Reached { linear: 0.0, ..reached }).is_err());
+}
+
+#[test]
+fn verifying_a_draft_computes_what_as_many_decode_steps_and_one_would() {
+    let cost = published("gpt2").counting(Counted::kernels());
+    for (past, drafted) in [(10, 0), (10, 1), (500, 4), (0, 8)] {
+        let verification = cost.work(Pass::verify(2, past, drafted)).unwrap();
+        let steps = past + 1..=past + drafted + 1;
+        let steps: Vec<Work> = steps.map(|length| cost.work(Pass::decode(2, length)).unwrap()).collect();
+        assert_eq!(verification.flops, steps.iter().map(|step| step.flops).sum::<f64>());
+        // All of them read the weights, the verification once.
+        let weights = cost.parameter_bytes();
+        let bytes = steps.iter().map(|step| step.bytes).sum::<f64>() - drafted as f64 * 0.98 * weights;
+        assert!(verification.bytes > 0.98 * weights && verification.bytes <= bytes, "{past} and {drafted}");
+    }
 }
 
 #[test]
@@ -385,5 +420,10 @@ proptest! {
         prop_assert!((total - 1.0).abs() < 1e-9);
         prop_assert!((pair.expected_tokens(draft_len) - with).abs() < 1e-9);
         prop_assert!((pair.without_bonus().expected_tokens(draft_len) - without).abs() < 1e-9);
+        // What adaptive drafts are decided by is the same, worked out in another way.
+        let verify_cost = |m: usize| 1.0 + a * m as f64;
+        let (best, other) = (pair.best_measured(9, verify_cost), best_len(a, 0.1, verify_cost, 0..=9).unwrap());
+        prop_assert!((expected_tokens(a, draft_len) - with).abs() < 1e-9);
+        prop_assert!((best.speedup - other.1).abs() < 1e-9, "{best:?} and {other:?}");
     }
 }

@@ -1,5 +1,7 @@
 //! What a device has and how it likes to be used.
 
+#![allow(unreachable_patterns)] // a build may have one kind of device only
+
 use std::collections::BTreeSet;
 
 use std::sync::atomic::{AtomicBool, Ordering};

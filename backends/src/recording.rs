@@ -2,7 +2,7 @@
 
 #![allow(unsafe_code)]
 
-use burn::backend::{Backend, BackendGraph, Dispatch, DispatchDevice, ExecutionError};
+use burn::backend::{Backend, BackendGraph, Dispatch, ExecutionError};
 use burn::tensor::Device;
 
 /// What was launched while some work was done, to be done again in one launch: a decode step of a small model costs the host
@@ -17,11 +17,12 @@ pub struct Recording<K> {
 impl<K> Recording<K> {
     /// Whether a device records at all.
     pub fn is_possible(device: &Device) -> bool {
-        match device.as_dispatch() {
-            #[cfg(all(feature = "cube", not(feature = "fusion")))]
-            DispatchDevice::Cube(device) => matches!(device, cubecl::Device::Cuda(_) | cubecl::Device::Hip(_)),
-            _ => false,
+        #[cfg(all(feature = "cube", not(feature = "fusion")))]
+        if let burn::backend::DispatchDevice::Cube(device) = device.as_dispatch() {
+            return matches!(device, cubecl::Device::Cuda(_) | cubecl::Device::Hip(_));
         }
+        let _ = device;
+        false
     }
 
     /// Prepares the device for what follows: the work done once, and then [recorded](Self::new).

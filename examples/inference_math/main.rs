@@ -14,9 +14,10 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::str::FromStr;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
 use common::Failure;
-use common::model::ModelArgs;
+use common::model::{ModelArgs, OnOff};
 use common::prompts::read_text;
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::cost::{
@@ -76,7 +77,7 @@ struct Args {
     #[arg(long, value_name = "C", allow_negative_numbers = true)]
     draft_cost: Option<f64>,
     /// Most drafted tokens a round
-    #[arg(long, default_value_t = 32, value_name = "M")]
+    #[arg(long, default_value_t = 32, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(..=10_000))]
     most_drafted: usize,
     /// Print one JSON object instead of tables
     #[arg(long)]
@@ -330,7 +331,10 @@ fn read_config(name: &str) -> Result<Gpt2Config, Failure> {
 
 fn hardware(args: &Args, config: &Gpt2Config) -> Result<Hardware, Failure> {
     let base = match args.hardware.as_str() {
-        "measured" => peaks(&args.model.device()?, config, Repeats::default())?,
+        "measured" => {
+            let format = (args.model.kernels == OnOff::On).then(|| args.model.dtype.into());
+            peaks(&args.model.device()?, config, format, Repeats::default())?
+        }
         name => Hardware::preset(name).ok_or_else(|| {
             let known: Vec<&str> = Hardware::preset_names().collect();
             format!("`{name}` is none of: {}, measured", known.join(", "))

@@ -35,6 +35,7 @@ impl Series {
         match self.decoder {
             DecoderName::Naive => RGBColor(213, 94, 0),
             DecoderName::Kv => RGBColor(0, 114, 178),
+            DecoderName::Speculative => RGBColor(0, 158, 115),
         }
     }
 }
@@ -42,8 +43,7 @@ impl Series {
 /// What is drawn.
 pub struct Chart {
     pub title: String,
-    pub subtitle: String,
-    pub x_label: &'static str,
+    pub x_label: String,
     pub unit: Unit,
     pub series: Vec<Series>,
 }
@@ -86,7 +86,7 @@ impl Chart {
             .axis_style(GREY)
             .label_style(small.clone())
             .axis_desc_style(small)
-            .x_desc(self.x_label)
+            .x_desc(self.x_label.as_str())
             .y_desc(unit)
             .draw()?;
         for series in &self.series {
@@ -115,22 +115,21 @@ impl Chart {
         let left = Pos::new(HPos::Left, VPos::Center);
         let title = ("sans-serif", 16).into_font().style(FontStyle::Bold).color(&INK).pos(left);
         area.draw(&Text::new(self.title.clone(), (14, 20), title))?;
-        let small = ("sans-serif", 12.5).into_font().color(&GREY).pos(left);
+        let grey = ("sans-serif", 12.5).into_font().color(&GREY).pos(left);
         let ink = ("sans-serif", 12.5).into_font().color(&INK).pos(left);
-        let mut x = 19;
+        area.draw(&Text::new("measured", (14, 46), grey.clone()))?;
+        let mut x = 84;
         for series in &self.series {
             let label = series.decoder.label();
             area.draw(&Circle::new((x, 46), 5, series.color().filled()))?;
-            area.draw(&Text::new(format!("{label}, measured"), (x + 12, 46), ink.clone()))?;
-            x += 12 + 7 * (label.len() as i32 + 10) + 6;
+            area.draw(&Text::new(label, (x + 12, 46), ink.clone()))?;
+            x += 12 + 7 * label.len() as i32 + 20;
         }
+        area.draw(&Text::new("predicted", (x + 10, 46), grey))?;
         for (at, series) in self.series.iter().enumerate() {
-            let y = 46 + 5 * (2 * at as i32 - self.series.len() as i32 + 1) / 2;
-            area.draw(&PathElement::new([(x, y), (x + 24, y)], series.color().stroke_width(2)))?;
+            let y = 46 + 3 * (2 * at as i32 - self.series.len() as i32 + 1);
+            area.draw(&PathElement::new([(x + 76, y), (x + 104, y)], series.color().stroke_width(2)))?;
         }
-        area.draw(&Text::new("predicted", (x + 32, 46), ink))?;
-        let right = Pos::new(HPos::Right, VPos::Center);
-        area.draw(&Text::new(self.subtitle.clone(), (SIZE.0 as i32 - 20, 46), small.pos(right)))?;
         Ok(())
     }
 

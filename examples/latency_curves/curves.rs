@@ -5,7 +5,7 @@ use gpt2_burn::measure::Timing;
 use crate::chart::{Chart, Series, Unit};
 use crate::common::Failure;
 use crate::options::{Axis, DecoderName, Lengths};
-use crate::predict::Predicted;
+use crate::predict::{Drafting, Predicted};
 use crate::sweep::{Point, Sweep};
 
 /// What is measured.
@@ -85,16 +85,15 @@ impl Sweep {
         }
         let other = self.points.iter().find(|point| point.axis == axis).map(|point| point.lengths);
         let fixed = other.map_or(String::new(), |lengths| match axis {
-            Axis::Prompt => format!("{} new tokens", lengths.new),
-            Axis::Output => format!("behind a prompt of {} tokens", lengths.prompt),
+            Axis::Prompt => format!("and {} new ones", lengths.new),
+            Axis::Output => format!("behind a prompt of {}", lengths.prompt),
         });
         let rows = if self.batch == 1 { String::new() } else { format!(", {} rows", self.batch) };
         Ok(Some(Chart {
             title: format!("{} against the {}'s length", figure.title(), axis.name()),
-            subtitle: format!("{fixed}{rows}"),
             x_label: match axis {
-                Axis::Prompt => "tokens of the prompt",
-                Axis::Output => "new tokens",
+                Axis::Prompt => format!("tokens of the prompt ({fixed}{rows})"),
+                Axis::Output => format!("new tokens ({fixed}{rows})"),
             },
             unit: if figure == Figure::Memory { Unit::Bytes } else { Unit::Seconds },
             series,
@@ -107,6 +106,12 @@ impl Sweep {
             let (low, high) = timing.spread();
             Some((point.lengths.along(axis) as f64, timing.median(), low, high))
         });
+        if decoder == DecoderName::Speculative {
+            // Between the points nobody knows how often drafts are right.
+            let points = self.curve(axis, decoder).filter(|point| figure.measured(point).is_some());
+            let predicted = points.map(|point| (point.lengths.along(axis) as f64, figure.predicted(&point.predicted)));
+            return Ok(Series { decoder, measured: measured.collect(), predicted: predicted.collect() });
+        }
         let mut predicted = Vec::new();
         let ends = self.curve(axis, decoder).map(|point| point.lengths).collect::<Vec<_>>();
         if let (Some(first), Some(last)) = (ends.first(), ends.last()) {
@@ -121,7 +126,7 @@ impl Sweep {
                 if figure == Figure::PerToken && lengths.new < 2 {
                     continue;
                 }
-                let of = self.predictor.predict(&self.machine, decoder, lengths)?;
+                let of = self.predictor.predict(&self.machine, decoder, lengths, &Drafting::default())?;
                 predicted.push((along as f64, figure.predicted(&of)));
             }
         }

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use crate::common::Failure;
 use crate::curves::Figure;
 use crate::options::{Args, Axis};
+use crate::predict::Drafting;
 use crate::report;
 use crate::sweep::{Point, Sweep};
 
@@ -39,7 +40,8 @@ pub fn write(args: &Args, sweeps: &[Sweep]) -> Result<Vec<PathBuf>, Failure> {
 
 /// All charts of a device, whose name is in theirs if there are several.
 fn draw(sweep: &Sweep, several: bool) -> Result<Vec<Drawn>, Failure> {
-    let device = if several { format!("{}-", sweep.device) } else { String::new() };
+    // Names of devices can have a number behind a colon, which not all systems have in names of files.
+    let device = if several { format!("{}-", sweep.device.replace(':', "-")) } else { String::new() };
     let mut drawn = Vec::new();
     for figure in Figure::ALL {
         for axis in Axis::ALL {
@@ -53,8 +55,9 @@ fn draw(sweep: &Sweep, several: bool) -> Result<Vec<Drawn>, Failure> {
 }
 
 /// The columns, and what is in them.
-fn columns(point: &Point) -> [(&'static str, Value); 18] {
+fn columns(point: &Point) -> [(&'static str, Value); 20] {
     let (low, high) = point.total.spread();
+    let drafting = point.drafting.as_ref();
     [
         ("curve", point.axis.name().into()),
         ("decoder", point.decoder.label().into()),
@@ -74,6 +77,8 @@ fn columns(point: &Point) -> [(&'static str, Value); 18] {
         ("of_roofline", (point.predicted.roofline / point.total.median()).into()),
         ("runs", point.total.seconds.len().into()),
         ("timed_steps", point.sampled_steps.into()),
+        ("acceptance", drafting.map(|drafting| drafting.acceptance).into()),
+        ("drafted_per_round", drafting.map(Drafting::mean_len).into()),
     ]
 }
 
@@ -109,11 +114,14 @@ pub fn as_json(sweeps: &[Sweep]) -> Value {
             "device": sweep.device,
             "model": sweep.model,
             "dtype": sweep.dtype,
+            "draft": sweep.draft,
             "kernels": sweep.kernels,
             "threads": sweep.threads,
             "batch": sweep.batch,
             "bytes_per_second": sweep.machine.bandwidth,
             "flops_per_second": sweep.machine.flops,
+            "weights_bytes_per_second": sweep.machine.reached.weights,
+            "results_bytes_per_second": sweep.machine.reached.results,
             "linear_flops_per_second": sweep.machine.reached.linear,
             "attention_flops_per_second": sweep.machine.reached.attention,
             "points": points,

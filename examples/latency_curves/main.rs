@@ -1,5 +1,5 @@
-//! Curves of time and memory against the length of the prompt and of the output, naive and with a cache, with what
-//! `gpt2_burn::cost` predicts drawn as lines through the measured points.
+//! Curves of time and memory against the length of the prompt and of the output, naive, with a cache and with drafts, with
+//! what `gpt2_burn::cost` predicts drawn as lines through the measured points.
 //!
 //!     cargo run --release --example latency_curves -- --preset small
 //!     cargo run --release --example latency_curves -- --preset full
@@ -19,6 +19,8 @@ mod memory;
 mod options;
 mod predict;
 mod report;
+mod runs;
+mod setup;
 mod sweep;
 
 use std::io::Write;
@@ -35,7 +37,7 @@ fn main() -> ExitCode {
 }
 
 fn latency_curves(args: &Args) -> Result<(), Failure> {
-    let names: Vec<&str> = args.model.device.split(',').collect();
+    let names = options::unique(args.model.device.split(','));
     // All of them before anything is computed, which takes minutes.
     let devices = names.iter().map(|name| Ok(gpt2_burn::device(name)?)).collect::<Result<Vec<_>, Failure>>()?;
     let plan = Plan::new(args)?;

@@ -11,7 +11,8 @@ use indicatif::ProgressBar;
 
 use crate::common::Failure;
 use crate::options::{Args, Axis, Curve, DecoderName, Lengths, Plan};
-use crate::sweep::{cut, generator, load, request, rows};
+use crate::runs::{cut, request};
+use crate::setup::{draft, generator, load, rows};
 
 /// Bytes at each point of each curve.
 pub struct Memory {
@@ -26,12 +27,12 @@ impl Memory {
 }
 
 /// Measures all curves on a device, each in a process of its own.
-pub fn of_all(args: &Args, plan: &Plan, device: &str) -> Result<Memory, Failure> {
+pub fn of_all(plan: &Plan, device: &str) -> Result<Memory, Failure> {
     let spinner = ProgressBar::new_spinner();
     spinner.enable_steady_tick(std::time::Duration::from_millis(200));
     let mut measured = Vec::new();
     for (axis, points) in Axis::ALL.into_iter().zip(&plan.points) {
-        for &decoder in &args.decoders {
+        for &decoder in &plan.decoders {
             spinner.set_message(format!("{device}: memory of {}, along the {}", decoder.label(), axis.name()));
             let bytes = in_child(Curve { decoder, axis }, device)?;
             measured.extend(points.iter().zip(bytes).map(|(lengths, bytes)| (axis, decoder, *lengths, bytes)));
@@ -51,13 +52,20 @@ fn in_child(curve: Curve, device: &str) -> Result<Vec<Option<usize>>, Failure> {
         .stdin(Stdio::null())
         .output()?;
     if !child.status.success() {
-        return Err(String::from_utf8_lossy(&child.stderr).trim().to_owned().into());
+        let said = String::from_utf8_lossy(&child.stderr);
+        let said = said.trim();
+        return Err(said.strip_prefix("error: ").unwrap_or(said).into());
     }
     Ok(serde_json::from_slice(&child.stdout)?)
 }
 
-/// Lets the process take what it takes whatever the model is: threads, their stacks, and code.
-fn start(args: &Args, device: &Device) -> Result<(), Failure> {
+/// Lets the process take what it takes whatever the model is: threads, their stacks, and the pages of the program that are
+/// used, of which the files of embedded models are some.
+fn start(args: &Args, plan: &Plan, decoder: DecoderName, device: &Device) -> Result<(), Failure> {
+    if plan.config.is_none() && args.model.is_embedded() {
+        drop(args.model.load_on(device)?);
+        drop(draft(args, plan, device, &[decoder])?);
+    }
     let tiny =
         Gpt2Config { vocab_size: 64, n_positions: 16, n_embd: 32, n_layer: 1, n_head: 1, ..Gpt2Config::default() };
     let generator = Generator::new(args.model.prepare(tiny.init(device)?)?);
@@ -68,20 +76,22 @@ fn start(args: &Args, device: &Device) -> Result<(), Failure> {
 /// In that process: runs each point of the curve as far as its memory grows, and prints the bytes.
 pub fn print(args: &Args, plan: &Plan, curve: Curve, device: &str) -> Result<(), Failure> {
     let device = gpt2_burn::device(device)?;
-    start(args, &device)?;
+    start(args, plan, curve.decoder, &device)?;
     let before = process_memory().map_or(0, |memory| memory.resident);
-    let (model, tokenizer) = load(args, plan, &device)?;
+    let (model, _) = load(args, plan, &device)?;
     plan.check(model.config())?;
-    let rows = rows(args, plan, &model, tokenizer)?;
-    let generator = generator(args, &model, curve.decoder)?;
-    drop(model);
+    // Any tokens take as much, and a tokenizer at work takes more than a small model.
+    let rows = rows(args, plan, &model, None)?;
+    let draft = draft(args, plan, &device, &[curve.decoder])?;
+    let generator = generator(args, plan, &model, curve.decoder, draft.as_ref())?;
+    drop((model, draft));
     let mut all = Vec::new();
     for lengths in plan.curve(curve.axis) {
         let watch = MemoryWatch::start();
         let request = match curve.decoder {
             // The last step is the one that takes most.
             DecoderName::Naive => request(cut(&rows, lengths.tokens()), 1),
-            DecoderName::Kv => request(cut(&rows, lengths.prompt), lengths.new),
+            DecoderName::Kv | DecoderName::Speculative => request(cut(&rows, lengths.prompt), lengths.new),
         };
         // A cache is there with the first token, and a step behind it shows whatever a step needs.
         let steps = generator.generate(&request)?.take(2 * args.batch_size);

@@ -4,10 +4,12 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
+use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use gpt2_burn::Gpt2Config;
 use gpt2_burn::generate::Decoder;
+use gpt2_burn::{CacheStorage, Gpt2Config};
 
+use crate::common::draft::DraftArgs;
 use crate::common::model::{FloatType, ModelArgs};
 use crate::common::{Failure, at_least_one};
 
@@ -24,9 +26,12 @@ pub struct Args {
     /// if no other model is asked for, and about 2 and 10 minutes
     #[arg(long, value_enum, default_value = "small")]
     pub preset: Preset,
-    /// What is compared
-    #[arg(long, value_enum, value_delimiter = ',', default_value = "naive,kv")]
+    /// What is compared; default: naive and kv, and speculative too for the embedded model, which has a draft, or if a draft is
+    /// named
+    #[arg(long, value_enum, value_delimiter = ',')]
     pub decoders: Vec<DecoderName>,
+    #[command(flatten)]
+    pub draft: DraftArgs,
     /// Tokens of the prompt, along its curves
     #[arg(long, value_name = "N,N,..", value_delimiter = ',', value_parser = at_least_one())]
     pub prompt_lengths: Vec<usize>,
@@ -49,7 +54,7 @@ pub struct Args {
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub num_samples: Option<usize>,
     /// Most steps of naive decoding that are timed at a point: of more, some are, evenly spread, and the rest interpolated
-    #[arg(long, value_name = "N", value_parser = at_least_one())]
+    #[arg(long, value_name = "N", value_parser = RangedU64ValueParser::<usize>::new().range(2..))]
     pub naive_steps: Option<usize>,
     /// Seed of random weights and random prompts
     #[arg(long, default_value_t = 1337)]
@@ -88,6 +93,7 @@ impl Preset {
 pub enum DecoderName {
     Naive,
     Kv,
+    Speculative,
 }
 
 impl DecoderName {
@@ -96,13 +102,15 @@ impl DecoderName {
         match self {
             Self::Naive => "naive",
             Self::Kv => "KV cache",
+            Self::Speculative => "speculative",
         }
     }
 
-    pub fn decoder(self) -> Decoder {
+    pub fn decoder(self, draft: &DraftArgs) -> Decoder {
         match self {
             Self::Naive => Decoder::Naive,
-            Self::Kv => Decoder::default(),
+            Self::Kv => Decoder::Kv(CacheStorage::Preallocated),
+            Self::Speculative => draft.decoder(CacheStorage::Preallocated),
         }
     }
 }
@@ -189,6 +197,9 @@ pub struct Plan {
     pub naive_steps: usize,
     /// Shape of random weights.
     pub config: Option<Gpt2Config>,
+    pub decoders: Vec<DecoderName>,
+    /// With its default for that model.
+    pub draft: DraftArgs,
 }
 
 impl Plan {
@@ -217,6 +228,18 @@ impl Plan {
             let asked_for = args.model.model != "embedded";
             args.preset.config().filter(|_| !asked_for)
         });
+        let config = named.map(published).transpose()?;
+        let has_embedded_draft = config.is_none() && args.model.is_embedded();
+        let mut draft = args.draft.clone();
+        // No draft was trained for random weights.
+        draft.draft.get_or_insert(if has_embedded_draft { "embedded" } else { "ngram" }.to_owned());
+        let mut decoders = args.decoders.clone();
+        if decoders.is_empty() {
+            decoders = vec![DecoderName::Naive, DecoderName::Kv];
+            if has_embedded_draft || args.draft.draft.is_some() {
+                decoders.push(DecoderName::Speculative);
+            }
+        }
         Ok(Self {
             points: [
                 prompts.into_iter().map(|prompt| Lengths { prompt, new }).collect(),
@@ -224,7 +247,9 @@ impl Plan {
             ],
             rounds: args.num_samples.unwrap_or(rounds),
             naive_steps: args.naive_steps.unwrap_or(naive_steps),
-            config: named.map(published).transpose()?,
+            config,
+            decoders: unique(decoders),
+            draft,
         })
     }
 
@@ -252,6 +277,16 @@ impl Plan {
             _ => Ok(()),
         }
     }
+}
+
+/// Each value where it occurs first.
+pub fn unique<T: PartialEq>(values: impl IntoIterator<Item = T>) -> Vec<T> {
+    values.into_iter().fold(Vec::new(), |mut seen, value| {
+        if !seen.contains(&value) {
+            seen.push(value);
+        }
+        seen
+    })
 }
 
 fn published(name: &str) -> Result<Gpt2Config, Failure> {

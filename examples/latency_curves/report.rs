@@ -1,11 +1,12 @@
 //! What the curves show, in words: for the terminal, and as one HTML file that needs nothing else.
 
 use gpt2_burn::cost::{format_bytes, format_seconds};
-use gpt2_burn::measure::Fit;
+use gpt2_burn::measure::{Fit, median};
 
 use crate::curves::Figure;
 use crate::files::Drawn;
 use crate::options::{Axis, DecoderName};
+use crate::predict::Drafting;
 use crate::sweep::{Point, Sweep};
 
 const STYLE: &str = include_str!("report.css");
@@ -56,17 +57,19 @@ fn section(sweep: &Sweep, charts: &[Drawn]) -> String {
 /// What was measured, and on what.
 fn facts(sweep: &Sweep) -> Vec<(&'static str, String)> {
     let machine = &sweep.machine;
-    let flops = |rate: f64| format!("{}/s", format_bytes(rate).replace('B', "FLOP"));
+    let reached = machine.reached;
+    let rate = |bytes: f64| format!("{}/s", format_bytes(bytes));
+    let flops = |flops: f64| rate(flops).replace('B', "FLOP");
     let kernels = if sweep.kernels { "" } else { ", burn's operations" };
     vec![
         ("model", format!("{}, {:.1} M parameters", sweep.model, sweep.parameters as f64 / 1e6)),
-        ("weights", format!("{}{kernels}", sweep.dtype)),
-        ("rows", sweep.batch.to_string()),
+        ("weights, rows", format!("{}{kernels}, {}", sweep.dtype, sweep.batch)),
         ("device", format!("{}, {} threads", sweep.device, sweep.threads)),
-        ("reads", format!("{}/s", format_bytes(machine.bandwidth))),
-        ("multiplies", flops(machine.reached.linear)),
-        ("attends", flops(machine.reached.attention)),
+        ("reads, of that weights", format!("{}, {}", rate(machine.bandwidth), rate(reached.weights))),
+        ("writes results", rate(reached.results)),
+        ("multiplies, attends", format!("{}, {}", flops(reached.linear), flops(reached.attention))),
         ("peak, ridge point", format!("{}, {:.1} FLOP/B", flops(machine.flops), machine.ridge_point())),
+        ("draft", sweep.draft.clone().unwrap_or_else(|| "none".to_owned())),
     ]
 }
 
@@ -77,7 +80,7 @@ fn findings(sweep: &Sweep) -> Vec<String> {
         let said = grows(sweep, Figure::Total, *axis)?;
         Some([said, pays(sweep, *axis).unwrap_or_default()].join(" "))
     });
-    per_token.into_iter().chain(totals).chain(memory(sweep)).collect()
+    per_token.into_iter().chain(totals).chain(drafts(sweep)).chain(memory(sweep)).collect()
 }
 
 /// How a figure of each decoder grows; none if there are too few points.
@@ -117,6 +120,35 @@ fn pays(sweep: &Sweep, axis: Axis) -> Option<String> {
     Some(format!(
         "The cache pays from {from}{} tokens on: there it is {:.1} times as fast, at {} tokens {:.1} times.",
         first.0, first.1, last.0, last.1
+    ))
+}
+
+/// What drafts are worth over a cache alone; none without them.
+fn drafts(sweep: &Sweep) -> Option<String> {
+    let of = |decoder: DecoderName| {
+        let curves = Axis::ALL.into_iter().flat_map(move |axis| sweep.curve(axis, decoder));
+        curves.filter_map(|point| Some((point, point.per_token.as_ref()?.median())))
+    };
+    let pairs =
+        of(DecoderName::Kv).zip(of(DecoderName::Speculative)).filter(|(_, (point, _))| point.drafting.is_some());
+    let (mut worth, mut paper, mut right, mut lens) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+    for ((kv, plain), (speculative, drafted)) in pairs {
+        worth.push(plain / drafted);
+        paper.push(kv.predicted.per_token / speculative.predicted.per_token);
+        right.extend(speculative.drafting.as_ref().map(|drafting| 100.0 * drafting.acceptance));
+        lens.extend(speculative.drafting.as_ref().map(Drafting::mean_len));
+    }
+    let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
+    let (least, most) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
+    Some(format!(
+        "Drafts: {} proposes {:.1} tokens a round, of which {:.0}% stand if those before them do. A token comes {:.2} times as \
+         fast as with the cache alone, from {least:.2} to {most:.2} times; on paper {:.2} times, with that share, which is \
+         measured at each point.",
+        sweep.draft.as_deref().unwrap_or("the draft"),
+        middle(&lens),
+        middle(&right),
+        middle(&worth),
+        middle(&paper),
     ))
 }
 

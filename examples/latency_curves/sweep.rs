@@ -1,21 +1,28 @@
 //! The measuring: every point by every decoder, in rounds.
 
+use std::time::{Duration, Instant};
+
+use gpt2_burn::Threads;
 use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::cost::{Hardware, Reached};
-use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
-use gpt2_burn::measure::{Clock, Repeats, Timing, median, peaks};
-use gpt2_burn::sampling::Sampling;
-use gpt2_burn::{Gpt2, Threads};
+use gpt2_burn::generate::Generator;
+use gpt2_burn::measure::{Repeats, Timing, median, peaks};
+use gpt2_burn::speculative::Draft;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::common::Failure;
+use crate::common::model::OnOff;
 use crate::memory;
 use crate::options::{Args, Axis, DecoderName, Lengths, Plan};
-use crate::predict::{Predicted, Predictor};
-use crate::prompts;
+use crate::predict::{Drafting, Predicted, Predictor};
+use crate::runs::{Run, cut, request, sample, sampled_steps, whole};
+use crate::setup::{draft, generator, load, model_name, rows};
 
-/// How often each of the machine's rates is measured, before, between and after the rounds.
+/// How often each of the machine's rates is measured at a time.
 const RATES: Repeats = Repeats { warm_up: 1, fewest: 5, seconds: 0.15 };
+
+/// When it is time to measure them again: what else a machine does changes them.
+const RATES_EVERY: Duration = Duration::from_secs(20);
 
 /// All points on one device.
 pub struct Sweep {
@@ -27,7 +34,9 @@ pub struct Sweep {
     pub threads: usize,
     pub batch: usize,
     pub decoders: Vec<DecoderName>,
-    /// Medians of what was measured before, between and after the rounds.
+    /// What proposed tokens to the speculative decoder, if that is among them.
+    pub draft: Option<String>,
+    /// Medians of what was measured before, in and after the rounds.
     pub machine: Hardware,
     pub rounds: usize,
     pub points: Vec<Point>,
@@ -51,15 +60,9 @@ pub struct Point {
     pub accounted: usize,
     /// Steps of naive decoding that were timed, if not all.
     pub sampled_steps: Option<usize>,
+    /// How drafts went, if there were any.
+    pub drafting: Option<Drafting>,
     pub predicted: Predicted,
-}
-
-/// One run of a decoder.
-struct Run {
-    total: f64,
-    first: f64,
-    per_token: Option<f64>,
-    kv_bytes: usize,
 }
 
 /// What is measured, before there is anything to report.
@@ -74,48 +77,62 @@ struct Candidate<'a> {
 
 impl Sweep {
     pub fn run(args: &Args, plan: &Plan, device_name: &str, device: &Device) -> Result<Self, Failure> {
-        let memory = memory::of_all(args, plan, device_name)?;
+        let memory = memory::of_all(plan, device_name)?;
         let (model, text) = load(args, plan, device)?;
         plan.check(model.config())?;
         let rows = rows(args, plan, &model, text)?;
-        let generators = args.decoders.iter().map(|name| generator(args, &model, *name));
+        let draft = draft(args, plan, device, &plan.decoders)?;
+        let generators = plan.decoders.iter().map(|name| generator(args, plan, &model, *name, draft.as_ref()));
         let generators = generators.collect::<Result<Vec<_>, Failure>>()?;
 
         let mut candidates = Vec::new();
         for (axis, points) in Axis::ALL.into_iter().zip(&plan.points) {
             for &lengths in points {
-                for (&decoder, generator) in args.decoders.iter().zip(&generators) {
+                for (&decoder, generator) in plan.decoders.iter().zip(&generators) {
                     let sampled = sampled_steps(decoder, lengths, plan.naive_steps);
                     candidates.push(Candidate { axis, lengths, decoder, generator, sampled, runs: Vec::new() });
                 }
             }
         }
-        let mut machines = vec![peaks(device, model.config(), RATES)?];
-        let predictor = Predictor::new(&generators[0], args.batch_size)?;
-        let cost_of = |candidate: &Candidate| predictor.estimate(&machines[0], candidate.decoder, candidate.lengths);
-        let costs = candidates.iter().map(cost_of).collect::<Result<Vec<f64>, Failure>>()?;
+        let format = (args.model.kernels == OnOff::On).then(|| args.model.dtype.into());
+        let measure = || peaks(device, model.config(), format, RATES);
+        let mut machines = vec![measure()?];
+        let predictor = Predictor::new(&generators[0], draft.as_ref(), args.batch_size)?;
+        let guess = Drafting::guess(plan.draft.draft_len);
+        let costs = candidates.iter().map(|Candidate { decoder, lengths, .. }| {
+            Ok(predictor.predict(&machines[0], *decoder, *lengths, &guess)?.total)
+        });
+        let costs = costs.collect::<Result<Vec<f64>, Failure>>()?;
         let bar = bar(device_name, plan.rounds, &costs)?;
         for generator in &generators {
             generator.complete(&request(cut(&rows, plan.points[0][0].prompt), 2))?; // warm-up
         }
+        let mut measured = Instant::now();
         for round in 0..plan.rounds {
-            // In turns, so that whatever else the machine does befalls all of them.
-            for (candidate, cost) in candidates.iter_mut().zip(&costs) {
+            // In turns, so that whatever else the machine does befalls all of them, and each round from another point on.
+            let first = round * candidates.len() / plan.rounds;
+            let count = candidates.len();
+            for at in (0..count).map(|turn| (first + turn) % count) {
+                let (candidate, cost) = (&mut candidates[at], costs[at]);
                 let Lengths { prompt, new } = candidate.lengths;
                 let name = candidate.decoder.label();
                 bar.set_message(format!("round {} of {}: {name}, {prompt} + {new}", round + 1, plan.rounds));
                 candidate.run(&rows, device)?;
-                bar.inc(units(*cost));
+                bar.inc(units(cost));
+                if measured.elapsed() > RATES_EVERY {
+                    bar.set_message("what the machine can do");
+                    machines.push(measure()?);
+                    measured = Instant::now();
+                }
             }
-            bar.set_message("what the machine can do");
-            machines.push(peaks(device, model.config(), RATES)?);
+            machines.push(measure()?);
         }
         bar.finish_and_clear();
 
         let machine = middle(&machines)?;
         let points = candidates.into_iter().map(|candidate| {
             let memory = memory.at(candidate.axis, candidate.decoder, candidate.lengths);
-            candidate.point(&model, memory, &predictor, &machine)
+            candidate.point(memory, &predictor, &machine)
         });
         Ok(Self {
             device: device_name.to_owned(),
@@ -125,7 +142,8 @@ impl Sweep {
             kernels: model.is_prepared(),
             threads: Threads::current(),
             batch: args.batch_size,
-            decoders: args.decoders.clone(),
+            decoders: plan.decoders.clone(),
+            draft: plan.draft.draft.clone().filter(|_| draft.is_some()),
             rounds: plan.rounds,
             points: points.collect::<Result<_, _>>()?,
             machine,
@@ -137,69 +155,6 @@ impl Sweep {
     pub fn curve(&self, axis: Axis, decoder: DecoderName) -> impl Iterator<Item = &Point> {
         self.points.iter().filter(move |point| point.axis == axis && point.decoder == decoder)
     }
-}
-
-fn model_name(args: &Args, plan: &Plan) -> String {
-    match (&args.config, &plan.config) {
-        (Some(name), _) => name.clone(),
-        (None, Some(_)) => "gpt2".to_owned(),
-        (None, None) => args.model.model.clone(),
-    }
-}
-
-pub fn load(
-    args: &Args,
-    plan: &Plan,
-    device: &Device,
-) -> Result<(Gpt2, Option<gpt2_burn::tokenizer::Tokenizer>), Failure> {
-    let Some(config) = &plan.config else { return args.model.load_on(device) };
-    device.seed(args.seed);
-    Ok((args.model.prepare(config.init(device)?)?, None))
-}
-
-/// Rows as long as the longest point; shorter ones take what they need from their start.
-pub fn rows(
-    args: &Args,
-    plan: &Plan,
-    model: &Gpt2,
-    tokenizer: Option<gpt2_burn::tokenizer::Tokenizer>,
-) -> Result<Vec<Vec<u32>>, Failure> {
-    let longest = plan.points.iter().flatten().map(|lengths| lengths.tokens()).max().unwrap_or(1);
-    match tokenizer {
-        Some(tokenizer) => prompts::held_out(&tokenizer, args.batch_size, longest),
-        None => Ok(prompts::random(model.config().vocab_size, args.batch_size, longest, args.seed)),
-    }
-}
-
-pub fn generator(args: &Args, model: &Gpt2, name: DecoderName) -> Result<Generator, Failure> {
-    let generator = Generator::new(model.clone()).with_decoder(name.decoder());
-    match args.cache_dtype {
-        Some(dtype) => Ok(generator.with_cache_dtype(dtype.into())?),
-        None => Ok(generator),
-    }
-}
-
-/// Which of naive decoding's steps are timed; none: all.
-fn sampled_steps(decoder: DecoderName, lengths: Lengths, most: usize) -> Option<Vec<usize>> {
-    if decoder.decoder() != Decoder::Naive || lengths.new <= most {
-        return None;
-    }
-    let last = lengths.new - 1;
-    Some((0..most).map(|at| at * last / (most - 1).max(1)).collect())
-}
-
-/// Greedy, to exactly as many tokens.
-pub fn request(prompts: Vec<Vec<u32>>, max_new_tokens: usize) -> GenerateRequest {
-    GenerateRequest {
-        max_new_tokens,
-        sampling: Sampling::greedy(),
-        stop: Stop { ignore_eos: true, ..Stop::default() },
-        ..GenerateRequest::new(prompts)
-    }
-}
-
-pub fn cut(rows: &[Vec<u32>], length: usize) -> Vec<Vec<u32>> {
-    rows.iter().map(|row| row[..length].to_vec()).collect()
 }
 
 /// How far a bar goes for so many seconds.
@@ -220,8 +175,12 @@ fn middle(machines: &[Hardware]) -> Result<Hardware, Failure> {
     let of =
         |figure: fn(&Hardware) -> f64| median(&machines.iter().map(figure).collect::<Vec<_>>()).unwrap_or(f64::NAN);
     let [bandwidth, flops] = [of(|machine| machine.bandwidth), of(|machine| machine.flops)];
-    let reached =
-        Reached { linear: of(|machine| machine.reached.linear), attention: of(|machine| machine.reached.attention) };
+    let reached = Reached {
+        weights: of(|machine| machine.reached.weights),
+        results: of(|machine| machine.reached.results),
+        linear: of(|machine| machine.reached.linear),
+        attention: of(|machine| machine.reached.attention),
+    };
     Ok(Hardware::new(machines[0].name.clone(), bandwidth, flops, machines[0].memory)?.with_reached(reached)?)
 }
 
@@ -234,14 +193,14 @@ impl Candidate<'_> {
         Ok(())
     }
 
-    fn point(
-        self,
-        model: &Gpt2,
-        memory: Option<usize>,
-        predictor: &Predictor,
-        machine: &Hardware,
-    ) -> Result<Point, Failure> {
+    fn point(self, memory: Option<usize>, predictor: &Predictor, machine: &Hardware) -> Result<Point, Failure> {
         let timing = |of: fn(&Run) -> f64| Timing::from(self.runs.iter().map(of).collect::<Vec<f64>>());
+        let drafting = Drafting::of(self.runs.iter().filter_map(|run| run.speculation.as_ref()));
+        let (model, draft) = (self.generator.model(), self.generator.draft());
+        let of_draft = match draft {
+            Some(Draft::Model(draft)) => draft.bytes(),
+            _ => 0,
+        };
         let per_token: Option<Vec<f64>> = self.runs.iter().map(|run| run.per_token).collect();
         Ok(Point {
             axis: self.axis,
@@ -251,39 +210,15 @@ impl Candidate<'_> {
             first: timing(|run| run.first),
             per_token: per_token.map(Timing::from),
             memory,
-            accounted: model.bytes() + self.runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),
+            accounted: model.bytes() + of_draft + self.runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),
             sampled_steps: self.sampled.map(|steps| steps.len()),
-            predicted: predictor.predict(machine, self.decoder, self.lengths)?,
+            predicted: predictor.predict(
+                machine,
+                self.decoder,
+                self.lengths,
+                drafting.as_ref().unwrap_or(&Drafting::default()),
+            )?,
+            drafting,
         })
     }
-}
-
-fn whole(generator: &Generator, rows: &[Vec<u32>], lengths: Lengths, device: &Device) -> Result<Run, Failure> {
-    let request = request(cut(rows, lengths.prompt), lengths.new);
-    let clock = Clock::start(device)?;
-    let report = generator.complete(&request)?.report;
-    let steps = lengths.new - 1;
-    Ok(Run {
-        total: clock.seconds()?,
-        first: report.prefill_seconds,
-        per_token: (steps > 0).then(|| report.decode_seconds / steps as f64),
-        kv_bytes: report.kv_bytes,
-    })
-}
-
-/// Times some steps of naive decoding, whose time depends on their length alone; those between are interpolated.
-fn sample(generator: &Generator, rows: &[Vec<u32>], lengths: Lengths, steps: &[usize]) -> Result<Run, Failure> {
-    let mut timed = Vec::new();
-    for &step in steps {
-        let report = generator.complete(&request(cut(rows, lengths.prompt + step), 1))?.report;
-        timed.push((step, report.prefill_seconds + report.decode_seconds));
-    }
-    let between = timed.windows(2).map(|pair| {
-        let [(from, start), (to, end)] = [pair[0], pair[1]];
-        // Of the steps behind the first of the two, up to the second.
-        (1..=to - from).map(|step| start + (end - start) * step as f64 / (to - from) as f64).sum::<f64>()
-    });
-    let (first, rest) = (timed[0].1, between.sum::<f64>());
-    let per_token = (lengths.new > 1).then(|| rest / (lengths.new - 1) as f64);
-    Ok(Run { total: first + rest, first, per_token, kv_bytes: 0 })
 }

@@ -15,20 +15,31 @@ pub struct Hardware {
     pub bandwidth: f64,
     /// Floating-point operations per second, in the element type of the work.
     pub flops: f64,
-    /// What a model's operations reach of that.
+    /// What a model's operations reach of both.
     pub reached: Reached,
     /// Bytes of memory; infinite if it is not known.
     pub memory: f64,
 }
 
-/// Floating-point operations per second in a model's own shapes, which [`Cost::seconds`](super::Cost::seconds) reckons with:
-/// those of a machine that was [measured](crate::measure::peaks). Of others they are not known, and taken for the peak.
+/// Rates in a model's own shapes, which [`Cost::seconds`](super::Cost::seconds) reckons with: those of a machine that was
+/// [measured](crate::measure::peaks). Of others they are not known, and taken for the peaks.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Reached {
-    /// In products with matrices.
+    /// Bytes of weights per second that products with a single row read.
+    pub weights: f64,
+    /// Bytes of results per second that are written into memory of their own, which a system may have to find first.
+    pub results: f64,
+    /// Floating-point operations per second in products with matrices.
     pub linear: f64,
-    /// In attention's scores and values, softmax included.
+    /// Floating-point operations per second in attention's scores and values, softmax included.
     pub attention: f64,
+}
+
+impl Reached {
+    /// The peaks: bytes and floating-point operations per second.
+    fn peaks(bandwidth: f64, flops: f64) -> Self {
+        Self { weights: bandwidth, results: bandwidth, linear: flops, attention: flops }
+    }
 }
 
 /// Name for flags, name, GB/s, TFLOP/s dense in 16 bit with accumulation in f32, GB.
@@ -56,16 +67,22 @@ impl Hardware {
         positive("bytes per second", bandwidth, bandwidth.is_finite())?;
         positive("FLOPs per second", flops, flops.is_finite())?;
         positive("bytes of memory", memory, true)?;
-        Ok(Self { name: name.into(), bandwidth, flops, reached: Reached { linear: flops, attention: flops }, memory })
+        Ok(Self { name: name.into(), bandwidth, flops, reached: Reached::peaks(bandwidth, flops), memory })
     }
 
-    /// The same, with what a model's operations reach of its FLOPs.
+    /// The same, with what a model's operations reach of its rates.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] for a rate that is not a positive number.
     pub fn with_reached(self, reached: Reached) -> Result<Self> {
-        for (what, rate) in [("FLOPs per second of products", reached.linear), ("of attention", reached.attention)] {
+        let Reached { weights, results, linear, attention } = reached;
+        for (what, rate) in [
+            ("bytes of weights per second", weights),
+            ("bytes of results per second", results),
+            ("FLOPs per second of products", linear),
+            ("FLOPs per second of attention", attention),
+        ] {
             if !(rate.is_finite() && rate > 0.0) {
                 return Err(Error::mismatch(what, "a positive number", rate));
             }
@@ -89,7 +106,7 @@ impl Hardware {
     pub fn preset(name: &str) -> Option<Self> {
         let &(_, name, bandwidth, flops, memory) = PRESETS.iter().find(|row| row.0 == name)?;
         let (bandwidth, flops, memory) = (bandwidth * 1e9, flops * 1e12, memory * 1e9);
-        Some(Self { name: name.into(), bandwidth, flops, reached: Reached { linear: flops, attention: flops }, memory })
+        Some(Self { name: name.into(), bandwidth, flops, reached: Reached::peaks(bandwidth, flops), memory })
     }
 
     /// The names that [`preset`](Self::preset) knows.

@@ -173,8 +173,13 @@ impl Cost {
         Ok(self.terms(pass)?.iter().filter(|term| term.part == part).map(Term::total).sum())
     }
 
-    /// Seconds that a pass takes if one term comes after the other, each at the rate that the hardware
-    /// [reaches](Hardware::reached) in it: the sum of the terms' rooflines.
+    /// Seconds that a pass takes if one term comes after the other, each at the rates that the hardware
+    /// [reaches](Hardware::reached) in it: a term's operands are read while it is computed, and its result is written
+    /// behind that. So it is the sum over terms of
+    ///
+    /// ```text
+    /// max(FLOPs / linear or attention, weights / weights' rate + reads / bandwidth) + writes / results' rate
+    /// ```
     ///
     /// That is what to expect of a machine whose rates were measured. [`Hardware::roofline`] of all the
     /// [`work`](Self::work) is what no machine of these rates can beat.
@@ -183,10 +188,13 @@ impl Cost {
     ///
     /// As [`terms`](Self::terms).
     pub fn seconds(&self, hardware: &Hardware, pass: Pass) -> Result<f64> {
-        let Reached { linear, attention } = hardware.reached;
-        let [linear, attention] = [linear, attention].map(|flops| Hardware { flops, ..hardware.clone() });
-        let rate = |term: &Term| if term.is_over_keys() { &attention } else { &linear };
-        Ok(self.terms(pass)?.iter().map(|term| rate(term).roofline(term.total()).seconds()).sum())
+        let Reached { weights, results, linear, attention } = hardware.reached;
+        let seconds = |term: &Term| {
+            let computing = term.flops / if term.is_over_keys() { attention } else { linear };
+            let reading = term.weights / weights + term.read / hardware.bandwidth;
+            term.times as f64 * (computing.max(reading) + term.written / results)
+        };
+        Ok(self.terms(pass)?.iter().map(seconds).sum())
     }
 
     /// How much faster a step at length `length` is with a cache than naively, both at the hardware's roofline.

@@ -20,4 +20,4 @@ pub use agree::{Divergence, TIE, Verdict, check_greedy, check_greedy_against, lo
 pub use clock::{Clock, Repeats, Timing};
 pub use fit::{Fit, Growth};
 pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
-pub use peaks::{attention_rate, linear_rate, multiply_rate, peaks, read_bandwidth};
+pub use peaks::{ProductRates, attention_rate, multiply_rate, peaks, product_rates, read_bandwidth, write_rate};

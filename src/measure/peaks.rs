@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::thread;
 
-use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
-use gpt2_burn_backends::{PackedMatrix, attend, has_kernels};
+use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor, activation, module};
+use gpt2_burn_backends::{Gelu, PackedMatrix, attend, has_kernels};
 
 use super::clock::Repeats;
 use super::memory::machine_memory;
@@ -27,29 +27,30 @@ const ROWS: usize = 128;
 /// The same for attention.
 const KEYS: usize = 512;
 
-/// Most copies of a matrix.
-const MOST_COPIES: usize = 64;
-
 /// The device as hardware for [`cost`](crate::cost), each of its rates measured `repeats` times: its [bandwidth](read_bandwidth), its
-/// [multiplications](multiply_rate), what a model of this shape reaches of them in its [products](linear_rate) and its
-/// [attention](attention_rate), all in f32, and its memory if that is known. Of a CPU it is what [`Threads::current`]
-/// threads can do.
+/// [multiplications](multiply_rate), what a model of this shape reaches of them in [products](product_rates), in
+/// [attention](attention_rate) and in [writing](write_rate) what it computed, and its memory if that is known. Of a CPU it is
+/// what [`Threads::current`] threads can do.
+///
+/// The rates are those of a model that was [prepared](crate::Gpt2::prepare) in `format`; none: of burn's operations, in f32.
 ///
 /// # Errors
 ///
 /// [`Error::Config`](crate::Error::Config) for a shape that no model can have;
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
-pub fn peaks(device: &Device, config: &Gpt2Config, repeats: Repeats) -> Result<Hardware> {
+pub fn peaks(device: &Device, config: &Gpt2Config, format: Option<WeightFormat>, repeats: Repeats) -> Result<Hardware> {
     config.validate()?;
     let (bandwidth, square) = (read_bandwidth(device, repeats)?, multiply_rate(device, repeats)?);
-    let linear = linear_rate(device, [config.n_embd, config.inner()], repeats)?;
-    let attention = attention_rate(device, config.n_head, config.head_dim(), repeats)?;
+    let ProductRates { weights, linear } = product_rates(device, config, format, repeats)?;
+    let attention = attention_rate(device, config, format, repeats)?;
+    let results = write_rate(device, config, repeats)?;
     let (name, memory) = match is_cpu(device) {
         true => (format!("this machine ({} threads)", Threads::current()), machine_memory()),
         false => (format!("{device:?}"), None),
     };
     let memory = memory.map_or(f64::INFINITY, |bytes| bytes as f64);
-    Hardware::new(name, bandwidth, square.max(linear), memory)?.with_reached(Reached { linear, attention })
+    let machine = Hardware::new(name, bandwidth.max(weights), square.max(linear), memory)?;
+    machine.with_reached(Reached { weights, results, linear, attention })
 }
 
 /// Bytes per second that the device reads from its memory: a buffer that no cache holds, read from end to end by all
@@ -105,70 +106,164 @@ fn kernel_reading_seconds(device: &Device, repeats: Repeats) -> Result<Option<f6
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
 pub fn multiply_rate(device: &Device, repeats: Repeats) -> Result<f64> {
     let (left, right) = (random([WIDTH, WIDTH], device), random([WIDTH, WIDTH], device));
-    let product = repeats.time(device, || {
-        black_box(left.clone().matmul(right.clone()));
-        Ok(())
-    })?;
-    let flops = 2.0 * (WIDTH as f64).powi(3) / product.median();
-    Ok(flops.max(product_rate(device, left, vec![right], repeats)?))
+    let seconds = |format| -> Result<f64> {
+        let product = Product::new(right.clone(), format, device);
+        let timing = repeats.time(device, || {
+            black_box(product.of(left.clone(), None));
+            Ok(())
+        })?;
+        Ok(timing.median())
+    };
+    Ok(2.0 * (WIDTH as f64).powi(3) / seconds(None)?.min(seconds(Some(WeightFormat::F32))?))
 }
 
-/// Floating-point operations per second of the product of 128 rows with a matrix `[inputs, outputs]`, as a model prepared for
-/// the device computes it, in f32. Matrices are taken in turns from more than a processor's cache holds, as a model finds
-/// them. The median of the runs counts.
+/// What the products of a model reach.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct ProductRates {
+    /// Bytes of weights per second, with a single row: a decode step's.
+    pub weights: f64,
+    /// Floating-point operations per second, with 128 rows: a prompt's.
+    pub linear: f64,
+}
+
+/// The rates of the four products of a block, biases and GELU included, as a model of this shape computes them that was
+/// prepared in `format`; none: by burn's operations, in f32. A run goes through as many blocks as the model has, or as no
+/// processor's cache holds. The medians of the runs count.
 ///
 /// # Errors
 ///
+/// [`Error::Config`](crate::Error::Config) for a shape that no model can have;
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
-pub fn linear_rate(device: &Device, [inputs, outputs]: [usize; 2], repeats: Repeats) -> Result<f64> {
-    let bytes = inputs.saturating_mul(outputs).saturating_mul(size_of::<f32>()).max(1);
-    let copies = (BUFFER / 2).div_ceil(bytes).clamp(1, MOST_COPIES);
-    let weights = (0..copies).map(|_| Tensor::ones([inputs, outputs], device)).collect();
-    product_rate(device, random([ROWS, inputs], device), weights, repeats)
+pub fn product_rates(
+    device: &Device,
+    config: &Gpt2Config,
+    format: Option<WeightFormat>,
+    repeats: Repeats,
+) -> Result<ProductRates> {
+    config.validate()?;
+    let (d, inner) = (config.n_embd, config.inner());
+    let shapes = [[d, 3 * d], [d, d], [d, inner], [inner, d]]; // c_attn, c_proj, c_fc, c_proj
+    let weights: usize = shapes.iter().map(|[inputs, outputs]| inputs * outputs).sum();
+    let bytes = weights * format.map_or(size_of::<f32>(), bytes_of_weight);
+    let copies = (BUFFER / 2).div_ceil(bytes).clamp(1, config.n_layer);
+    let block = |_| shapes.map(|shape| Product::new(Tensor::ones(shape, device), format, device));
+    let blocks: Vec<[Product; 4]> = (0..copies).map(block).collect();
+    let seconds = |rows: usize| -> Result<f64> {
+        let (narrow, wide) = (random([rows, d], device), random([rows, inner], device));
+        let timing = repeats.time(device, || {
+            for [c_attn, attention_c_proj, c_fc, mlp_c_proj] in &blocks {
+                black_box(c_attn.of(narrow.clone(), None));
+                black_box(attention_c_proj.of(narrow.clone(), None));
+                black_box(c_fc.of(narrow.clone(), Some(Gelu::Tanh)));
+                black_box(mlp_c_proj.of(wide.clone(), None));
+            }
+            Ok(())
+        })?;
+        Ok(timing.median() / blocks.len() as f64)
+    };
+    Ok(ProductRates { weights: bytes as f64 / seconds(1)?, linear: 2.0 * (ROWS * weights) as f64 / seconds(ROWS)? })
 }
 
-/// That of `x W` by a kernel, or by burn where there is none, with one weight after the other.
-fn product_rate(device: &Device, x: Tensor<2>, weights: Vec<Tensor<2>>, repeats: Repeats) -> Result<f64> {
-    let ([rows, inputs], [_, outputs]) = (x.dims(), weights[0].dims());
-    let bias = Tensor::zeros([outputs], device);
-    let product: Vec<Box<dyn Fn() -> Tensor<2>>> = weights
-        .into_iter()
-        .map(|weight| -> Box<dyn Fn() -> Tensor<2>> {
-            let (x, bias) = (x.clone(), bias.clone());
-            match has_kernels(device) {
-                true => {
-                    let packed = PackedMatrix::new(weight, WeightFormat::F32);
-                    Box::new(move || packed.linear(x.clone(), bias.clone(), None))
-                }
-                false => Box::new(move || x.clone().matmul(weight.clone())),
-            }
-        })
-        .collect();
-    let mut turn = 0;
+/// Bytes of a weight, the scales of whole numbers aside.
+fn bytes_of_weight(format: WeightFormat) -> usize {
+    match format {
+        WeightFormat::Int8 => 1,
+        format => format.float().size(),
+    }
+}
+
+/// Bytes per second of the results of a block that a prompt of 512 tokens makes, in f32, each written into memory of its own: a
+/// CPU's system clears every page that it had taken back before it gives it out again. They are as large, come in the same
+/// order and last as long as a block's, so that an allocator does with them what it does with a model's. The median of the
+/// runs counts.
+///
+/// # Errors
+///
+/// [`Error::Config`](crate::Error::Config) for a shape that no model can have;
+/// [`Error::Execution`](crate::Error::Execution) if the device fails.
+pub fn write_rate(device: &Device, config: &Gpt2Config, repeats: Repeats) -> Result<f64> {
+    config.validate()?;
+    let (d, inner) = (config.n_embd, config.inner());
+    let written = |width: usize| black_box(Tensor::<2>::ones([KEYS, width], (device, DType::F32)));
+    let mut residual = written(d);
     let timing = repeats.time(device, || {
-        turn = (turn + 1) % product.len();
-        black_box(product[turn]());
+        let normed = written(d);
+        let qkv = written(3 * d);
+        drop(normed);
+        let attended = written(d);
+        drop(qkv);
+        residual = written(d);
+        drop(attended);
+        let normed = written(d);
+        let hidden = written(inner);
+        drop(normed);
+        residual = written(d);
+        drop(hidden);
         Ok(())
     })?;
-    Ok(2.0 * rows as f64 * inputs as f64 * outputs as f64 / timing.median())
+    drop(residual);
+    Ok((KEYS * (8 * d + inner) * size_of::<f32>()) as f64 / timing.median())
+}
+
+/// `x W + b`, by a kernel or by burn.
+#[allow(clippy::large_enum_variant)] // all of a block are of one kind
+enum Product {
+    Kernel(PackedMatrix, Tensor<1>),
+    Burn(Tensor<2>, Tensor<1>),
+}
+
+impl Product {
+    /// Burn's, where there are no kernels or no format is asked for.
+    fn new(weight: Tensor<2>, format: Option<WeightFormat>, device: &Device) -> Self {
+        let bias = Tensor::zeros([weight.dims()[1]], device);
+        match format.filter(|_| has_kernels(device)) {
+            Some(format) => Self::Kernel(PackedMatrix::new(weight, format), bias),
+            None => Self::Burn(weight, bias),
+        }
+    }
+
+    fn of(&self, x: Tensor<2>, gelu: Option<Gelu>) -> Tensor<2> {
+        match self {
+            Self::Kernel(matrix, bias) => matrix.linear(x, bias.clone(), gelu),
+            Self::Burn(weight, bias) => {
+                let y = module::linear(x, weight.clone(), Some(bias.clone()));
+                if gelu.is_some() { activation::gelu_approximate(y) } else { y }
+            }
+        }
+    }
 }
 
 /// Floating-point operations per second of attention over a prompt of 512 tokens, in f32: those of the pairs that the mask
-/// does not hide. The median of the runs counts.
+/// does not hide, softmax included, as a model computes them that was prepared in a `format`; none: those of all pairs in
+/// burn's two products. The median of the runs counts.
 ///
 /// # Errors
 ///
+/// [`Error::Config`](crate::Error::Config) for a shape that no model can have;
 /// [`Error::Execution`](crate::Error::Execution) if the device fails.
-pub fn attention_rate(device: &Device, heads: usize, head_dim: usize, repeats: Repeats) -> Result<f64> {
-    let shape = [1, heads, KEYS, head_dim];
-    let (query, keys, values) = (random(shape, device), random(shape, device), random(shape, device));
+pub fn attention_rate(
+    device: &Device,
+    config: &Gpt2Config,
+    format: Option<WeightFormat>,
+    repeats: Repeats,
+) -> Result<f64> {
+    config.validate()?;
+    let (heads, head_dim) = (config.n_head, config.head_dim());
+    let [keys, values] = [0, 1].map(|_| random([1, heads, KEYS, head_dim], device));
+    // A part of what `c_attn` gives.
+    let query = random([1, KEYS, 3 * heads, head_dim], device).narrow(2, 0, heads).swap_dims(1, 2);
     let past = Tensor::<1, Int>::zeros([1], device);
     let timing = repeats.time(device, || {
-        black_box(attend(query.clone(), keys.clone(), values.clone(), past.clone()));
+        let (query, keys, values) = (query.clone(), keys.clone(), values.clone());
+        match format {
+            Some(_) => drop(black_box(attend(query, keys, values, past.clone()))),
+            None => drop(black_box(query.matmul(keys.swap_dims(2, 3)).matmul(values))),
+        }
         Ok(())
     })?;
-    let pairs = (KEYS * (KEYS + 1) / 2) as f64;
-    Ok(4.0 * pairs * (heads * head_dim) as f64 / timing.median())
+    let pairs = if format.is_some() { KEYS * (KEYS + 1) / 2 } else { KEYS * KEYS };
+    Ok(4.0 * (pairs * config.n_embd) as f64 / timing.median())
 }
 
 fn random<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
@@ -211,17 +306,27 @@ mod tests {
     #[test]
     fn a_machine_is_measured_with_one_run() {
         let (device, once) = (Device::flex(), Repeats::once());
-        let rates = [
-            read_bandwidth(&device, once),
-            multiply_rate(&device, once),
-            linear_rate(&device, [64, 256], once),
-            attention_rate(&device, 2, 32, once),
-        ];
+        let small = Gpt2Config { n_embd: 64, n_head: 2, ..Gpt2Config::default() };
+        let formats = [None, Some(WeightFormat::F32), Some(WeightFormat::Int8)];
+        let of_formats = formats.into_iter().flat_map(|format| {
+            let products = product_rates(&device, &small, format, once).unwrap();
+            [products.weights, products.linear, attention_rate(&device, &small, format, once).unwrap()]
+        });
+        let of_machine =
+            [read_bandwidth(&device, once), multiply_rate(&device, once), write_rate(&device, &small, once)];
+        let rates = of_formats.chain(of_machine.map(|rate| rate.unwrap()));
         for rate in rates {
             // No machine that this runs on is a thousand times slower or faster than a desktop computer.
-            assert!((1e6..1e16).contains(&rate.unwrap()));
+            assert!((1e6..1e16).contains(&rate), "{rate}");
         }
         let wrong = Gpt2Config { n_head: 5, ..Gpt2Config::default() };
-        assert!(matches!(peaks(&device, &wrong, once), Err(crate::Error::Config { .. })));
+        for failed in [
+            peaks(&device, &wrong, None, once).map(|machine| machine.flops),
+            product_rates(&device, &wrong, None, once).map(|rates| rates.linear),
+            attention_rate(&device, &wrong, None, once),
+            write_rate(&device, &wrong, once),
+        ] {
+            assert!(matches!(failed, Err(crate::Error::Config { .. })));
+        }
     }
 }
