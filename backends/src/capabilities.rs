@@ -47,7 +47,7 @@ pub fn runs_ahead(device: &Device) -> bool {
 /// Most rows that had better go through all layers at once, on a device with kernels; none: any number.
 pub fn most_rows(device: &Device) -> Option<usize> {
     // A row of GPT-2's widest activations takes 12 KB: these are as large as a core's share of the last cache.
-    (!runs_ahead(device)).then(|| std::env::var("MR").ok().and_then(|v| v.parse().ok()).unwrap_or(512))
+    (!runs_ahead(device)).then_some(512)
 }
 
 /// Bytes that a kernel can read as one buffer, if there is a limit.

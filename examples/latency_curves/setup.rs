@@ -1,10 +1,10 @@
 //! What every process needs that measures: the model, its draft, prompts, and generators.
 
-use gpt2_burn::{Checkpoint, Gpt2};
 use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::generate::Generator;
 use gpt2_burn::speculative::Draft;
 use gpt2_burn::tokenizer::Tokenizer;
+use gpt2_burn::{Checkpoint, Gpt2};
 
 use crate::common::Failure;
 use crate::options::{Args, DecoderName, Plan};

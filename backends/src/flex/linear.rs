@@ -7,6 +7,8 @@
 //! on the company it is computed in. With one row the memory is the limit, with many the multipliers; nothing else is
 //! written for either case.
 
+use std::cell::RefCell;
+
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
@@ -23,6 +25,9 @@ const MOST_ROWS: usize = 12;
 
 /// Inputs of which the elements of a group of rows lie in the nearest cache while they are interleaved.
 const INTERLEAVED: usize = 256;
+
+/// Most numbers that are kept for the next product to be interleaved in: 512 rows of GPT-2's widest activations, 6 MB.
+const MOST_KEPT: usize = 512 * 4 * 768;
 
 /// Groups of rows from which on a tile of halves is widened once for all of them, and not in each of their products.
 const WORTH_WIDENING: usize = 6;
@@ -92,35 +97,61 @@ pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogu
         return;
     }
     let groups = split(rows, arch.dispatch(MostRows));
-    let interleaved = interleave(x, &groups, inputs);
-    let interleaved = interleaved.as_deref().unwrap_or(x);
     let out = Output::new(out, outputs);
     // A weight costs about as much to read as to multiply with three rows.
     let worth_threads = inputs * outputs * (rows + 3) >= WORTH_THREADS;
-    for_tiles(outputs, &groups, worth_threads, |tile, groups| {
-        arch.dispatch(Tile { tile, weights, groups, interleaved, epilogue, out });
+    with_interleaved(x, &groups, inputs, |interleaved| {
+        for_tiles(outputs, &groups, worth_threads, |tile, groups| {
+            arch.dispatch(Tile { tile, weights, groups, interleaved, epilogue, out });
+        });
     });
 }
 
-/// `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the second ones...
-/// None: that is `x` itself.
-fn interleave(x: &[f32], groups: &[Group], inputs: usize) -> Option<Vec<f32>> {
-    let size = groups.first()?.rows;
+thread_local! {
+    /// What [`interleave`] makes, again and again: memory that is asked for anew is cleared by the system, page by page.
+    static INTERLEAVED_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Does `work` with `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the
+/// second ones...
+fn with_interleaved(x: &[f32], groups: &[Group], inputs: usize, work: impl FnOnce(&[f32])) {
+    let size = groups.first().map_or(1, |group| group.rows);
     if size == 1 || inputs == 0 {
-        return None;
+        return work(x);
     }
-    let mut elements = vec![0.0; x.len()];
-    elements.par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs)).for_each(|(to, from)| {
-        let rows = from.len() / inputs;
-        for first in (0..inputs).step_by(INTERLEAVED) {
-            let count = INTERLEAVED.min(inputs - first);
-            for row in 0..rows {
-                let to = to[first * rows + row..].iter_mut().step_by(rows);
-                to.zip(&from[row * inputs + first..][..count]).for_each(|(to, from)| *to = *from);
+    // Taken out, since a thread that waits may take up another product.
+    let mut elements = INTERLEAVED_ROWS.take();
+    elements.resize(elements.len().max(x.len()), 0.0);
+    let parts = elements[..x.len()].par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs));
+    parts.for_each(|(to, from)| interleave(from, inputs, to));
+    work(&elements[..x.len()]);
+    if elements.len() <= MOST_KEPT {
+        INTERLEAVED_ROWS.set(elements);
+    }
+}
+
+/// A group's rows, one behind the other in `from`.
+fn interleave(from: &[f32], inputs: usize, to: &mut [f32]) {
+    macro_rules! for_rows {
+        ($($rows:literal)*) => {
+            match from.len() / inputs {
+                $($rows => {
+                    let (to, _) = to.as_chunks_mut::<$rows>();
+                    for (block, to) in to.chunks_mut(INTERLEAVED).enumerate() {
+                        let part = |row| &from[row * inputs + block * INTERLEAVED..][..to.len()];
+                        let parts: [&[f32]; $rows] = std::array::from_fn(part);
+                        for (input, to) in to.iter_mut().enumerate() {
+                            for row in 0..$rows {
+                                to[row] = parts[row][input];
+                            }
+                        }
+                    }
+                })*
+                rows => unreachable!("{rows} rows at a time"),
             }
-        }
-    });
-    Some(elements)
+        };
+    }
+    for_rows!(1 2 3 4 5 6 7 8 9 10 11 12);
 }
 
 /// How many rows' sums fit the registers.
