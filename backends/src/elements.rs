@@ -9,6 +9,7 @@ use crate::ops::{GROUP, Gelu, Gpt2Ops, QUAD, TILE};
 use crate::pages::zeroed;
 
 /// See [`Gpt2Ops`].
+#[allow(clippy::large_enum_variant)] // all matrices of a model are of one format
 #[derive(Clone, Debug)]
 pub(crate) enum Elements {
     /// `[tiles, inputs, 32]`.

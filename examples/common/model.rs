@@ -28,7 +28,8 @@ pub struct ModelArgs {
     /// A tokenizer.json, or a folder with one; default: the one that lies beside the weights
     #[arg(long, value_name = "FILE|DIR")]
     tokenizer: Option<PathBuf>,
-    /// The device that computes; `compare` takes several, with commas between them
+    /// The device that computes: flex, ndarray, wgpu, vulkan, metal, cuda, cuda:1, rocm, if they are compiled in; `compare` and
+    /// `latency_curves` take several, with commas between them
     #[arg(long, default_value = "flex")]
     pub device: String,
     /// Element type of the weights; kernels compute in f32, burn's operations in the type of the weights

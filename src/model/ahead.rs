@@ -34,7 +34,7 @@ enum Recorded {
     /// The device does not record, or did not want to.
     Never,
     NotYet,
-    Done(Recording<Kept>),
+    Done(Box<Recording<Kept>>),
 }
 
 /// One that is done, so that the device has all the memory that it takes, and one that is recorded.
@@ -139,7 +139,7 @@ impl Gpt2 {
         };
         recording.replay().map_err(failed)?;
         cache.advance(&vec![1; ahead.lens.len()]);
-        ahead.recording = Recorded::Done(recording);
+        ahead.recording = Recorded::Done(Box::new(recording));
         Ok(2)
     }
 

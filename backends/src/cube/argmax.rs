@@ -61,7 +61,7 @@ fn one_workgroup_each(client: &Client, rows: usize) -> (CubeCount, CubeDim) {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn argmax_kernel(logits: &Tensor<f32>, output: &mut Tensor<i32>) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row < logits.shape(0) {
         let id = likeliest(logits, row);
         if UNIT_POS == 0 {
@@ -72,7 +72,7 @@ fn argmax_kernel(logits: &Tensor<f32>, output: &mut Tensor<i32>) {
 
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn advance_kernel(logits: &Tensor<f32>, ids: &mut Tensor<i32>, past: &mut Tensor<i32>, chosen: &mut Tensor<i32>) {
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     if row < logits.shape(0) {
         let id = likeliest(logits, row);
         if UNIT_POS == 0 {

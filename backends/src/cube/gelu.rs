@@ -38,7 +38,7 @@ pub fn activate(x: f32, #[comptime] activation: Activation) -> f32 {
 #[cube]
 fn gelu_tanh(x: f32) -> f32 {
     // -2 sqrt(2 / pi), and that times 0.044715.
-    let minus_two_u = x * (-1.595_769_1_f32 - 0.071_354_82_f32 * x * x);
+    let minus_two_u = x * (-1.595_769_f32 - 0.071_354_82_f32 * x * x);
     // Beyond 80 the result rounds to 0, and the exponential would leave the range of f32.
     let bounded = f32::min(minus_two_u, 80.0_f32);
     x / (1.0_f32 + f32::exp(bounded))

@@ -34,7 +34,7 @@ pub fn layer_norm(x: CubeTensor, gamma: CubeTensor, beta: CubeTensor, epsilon: f
 #[cube(launch_unchecked, address_type = "dynamic")]
 fn layer_norm_kernel(x: &Tensor<f32>, gamma: &Tensor<f32>, beta: &Tensor<f32>, output: &mut Tensor<f32>, epsilon: f32) {
     let (rows, width) = (x.shape(0), x.shape(1));
-    let row = CUBE_POS as usize;
+    let row = CUBE_POS;
     let thread = UNIT_POS as usize;
     let mut shared = Shared::<[f32]>::new_slice(THREADS);
     if row < rows {

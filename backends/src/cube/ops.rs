@@ -158,10 +158,11 @@ fn epilogue(bias: Tensor, gelu: Option<Gelu>, residual: Option<Tensor>) -> Epilo
 
 fn packed_product(x: Tensor, tiles: Tensor, outputs: usize, epilogue: Epilogue, gelu: Option<Gelu>) -> Tensor {
     let [rows, _] = x.shape().dims();
-    if rows >= units::LEAST_ROWS && units::are_for(&tiles) {
-        if let Some(product) = units::product(&x, tiles.clone(), outputs, &epilogue, gelu) {
-            return product;
-        }
+    if rows >= units::LEAST_ROWS
+        && units::are_for(&tiles)
+        && let Some(product) = units::product(&x, tiles.clone(), outputs, &epilogue, gelu)
+    {
+        return product;
     }
     match rows > FEW {
         true => many_rows(x, tiles, None, outputs, epilogue),
