@@ -80,8 +80,9 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
         writeln!(out, "{}", serde_json::to_string(rows)?)?;
         return Ok(());
     }
+    let several = rows.iter().any(|row| row.device != rows[0].device);
     for row in rows {
-        writeln!(out, "{}", row.line())?;
+        writeln!(out, "{}", row.line(several))?;
     }
     for row in rows.iter().filter(|row| row.decoder != "naive" || row.reference.is_some()) {
         writeln!(out, "{}", row.verdict())?;
@@ -103,12 +104,14 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
 }
 
 impl Row {
-    fn line(&self) -> String {
+    /// The assignment's line; with the device in it if there are several.
+    fn line(&self, several: bool) -> String {
         let label = match self.decoder.as_str() {
             "kv-preallocated" => "KV".to_owned(),
             "speculative" => "SPEC".to_owned(),
             other => other.to_uppercase(),
         };
+        let label = if several { format!("{label} on {}", self.device) } else { label };
         let tokens = self.batch * self.new_tokens;
         let sampled = self
             .sampled_steps
