@@ -22,6 +22,8 @@ pub struct Contexts<'a> {
     cache: Option<KvCache>,
     /// Rows that are decoded ahead; what changes the cache's buffers ends that.
     ahead: Option<RunAhead>,
+    /// Whether the device has not failed at recording yet.
+    may_record: bool,
     computed: Computed,
     /// What is known of rows before the first logits.
     prefixes: Option<Prefixes>,
@@ -82,7 +84,18 @@ impl<'a> Contexts<'a> {
             return Err(Error::mismatch(what, "F32", format!("{dtype:?}")));
         }
         let computed = Computed::default();
-        Ok(Self { model, storage, capacity, dtype, cache: None, ahead: None, computed, prefixes: None, sharing: None })
+        Ok(Self {
+            model,
+            storage,
+            capacity,
+            dtype,
+            cache: None,
+            ahead: None,
+            may_record: true,
+            computed,
+            prefixes: None,
+            sharing: None,
+        })
     }
 
     /// With a cache of prefixes, the first logits compute only what no earlier row has computed, and of what several rows
@@ -130,20 +143,26 @@ impl<'a> Contexts<'a> {
 
     /// The `steps` likeliest next tokens of each row, `[steps][rows]`, at most `most` of them: see
     /// [`Gpt2::run_ahead`]. Of each window, all but the last token are in the cache; so are they of what comes out.
-    pub fn greedy(&mut self, windows: &[&[u32]], steps: usize, most: usize) -> Result<Vec<Vec<i32>>> {
+    ///
+    /// None: the device failed at what was only to save time, and everything has to be computed anew.
+    pub fn greedy(&mut self, windows: &[&[u32]], steps: usize, most: usize) -> Result<Option<Vec<Vec<i32>>>> {
         self.cut_to(windows, &vec![1; windows.len()])?;
         let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
         let last: Vec<u32> = windows.iter().filter_map(|window| window.last().copied()).collect();
         let mut ahead = match self.ahead.take() {
             Some(ahead) if ahead.is_at(&last, cache.lens()) => ahead,
-            _ => self.model.start_ahead(&last, cache, most),
+            _ => self.model.start_ahead(&last, cache, most, self.may_record),
+        };
+        let Some(chosen) = self.model.run_ahead(&mut ahead, cache, steps)? else {
+            self.cache = None;
+            self.may_record = false;
+            return Ok(None);
         };
         for _ in 0..steps {
             self.computed.add(&vec![&[0][..]; windows.len()]);
         }
-        let chosen = self.model.run_ahead(&mut ahead, cache, steps)?;
         self.ahead = Some(ahead);
-        Ok(chosen)
+        Ok(Some(chosen))
     }
 
     /// Fills the rows with tokens, whose logits nobody wants.

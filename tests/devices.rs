@@ -10,7 +10,7 @@ use gpt2_burn::generate::{Decoder, FinishReason, GenerateRequest, Generator, Out
 use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::speculative::{Draft, DraftLen, Speculation};
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, TokenBatch, WeightFormat};
+use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, TokenBatch, WeightFormat, backends};
 
 /// The CPU with burn's own operations, which everything else is held against.
 fn cpu() -> Device {
@@ -56,8 +56,8 @@ fn logits_are_those_that_pytorch_computed() {
                 for (prompt, expected) in expected.prompts.iter().zip(&expected.logits) {
                     let found = logits_of(&model, prompt);
                     let pairs = found.iter().flatten().zip(expected.iter().flatten());
-                    let worst = pairs.map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
-                    assert!(worst < 1e-3, "{name} on {device_name}: {worst}");
+                    let worst = common::largest(pairs.map(|(found, expected)| (found - expected).abs()));
+                    assert!(found.len() == expected.len() && worst < 1e-3, "{name} on {device_name}: {worst}");
                 }
             }
         }
@@ -136,7 +136,7 @@ fn a_prefix_hit_gives_the_same_tokens_on_every_device() {
 
 #[test]
 fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
-    let model = random_model(small_config());
+    let model = random_model_on(small_config(), &cpu());
     let config = model.config().clone();
     let prompts = vec![vec![1, 2, 3, 4, 5], vec![7], vec![9, 10, 11]];
     let request = greedy(&prompts, 60);
@@ -163,10 +163,12 @@ fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
             let generator = Generator::new(load(config.clone()));
             let output = generator.complete(&request).unwrap();
             assert_eq!(ids(&output), ids(&free), "{name}");
+            assert_eq!(output.report.steps_ahead > 8, prepared && backends::runs_ahead(&device), "{name}");
             assert!(output.completions.iter().all(|completion| completion.finish == FinishReason::Context));
             // What has to be looked at each step gives the same.
             let looked_at = GenerateRequest { logprobs: Some(1), ..request.clone() };
-            assert_eq!(ids(&generator.complete(&looked_at).unwrap()), ids(&free), "{name}");
+            let looked_at = generator.complete(&looked_at).unwrap();
+            assert_eq!((ids(&looked_at), looked_at.report.steps_ahead), (ids(&free), 0), "{name}");
             let sampled =
                 GenerateRequest { sampling: Sampling { temperature: 0.9, ..Sampling::default() }, ..request.clone() };
             assert_eq!(
@@ -182,6 +184,19 @@ fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
 fn random_model_on(config: Gpt2Config, device: &Device) -> Gpt2 {
     use gpt2_burn::burn::module::Module;
     random_model(config).to_device(device)
+}
+
+#[test]
+fn a_prepared_model_stays_where_it_was_prepared() {
+    use gpt2_burn::burn::module::Module;
+    let model = random_model_on(small_config(), &cpu()).prepare(WeightFormat::F32).unwrap();
+    for (name, device) in devices().into_iter().filter(|(_, device)| *device != cpu()) {
+        let moved = model.clone().to_device(&device);
+        let found = moved
+            .cache(CacheStorage::Preallocated, 1, 8)
+            .and_then(|mut cache| moved.forward(&TokenBatch::new(&[[1, 2]], &moved)?, &mut cache, Logits::Last));
+        assert!(matches!(found, Err(gpt2_burn::Error::Prepared { .. })), "{name}");
+    }
 }
 
 /// Where the type exists: half the bytes, or a quarter, for logits that differ a little.
@@ -210,8 +225,11 @@ fn other_formats_are_near_f32() {
             }
             for found in [all, stepped] {
                 let pairs = found.iter().flatten().zip(reference.iter().flatten());
-                let worst = pairs.map(|(found, expected)| (found - expected).abs()).fold(0.0, f32::max);
-                assert!(worst < most * spread, "{format:?} on {name}: {worst} of {spread}");
+                let worst = common::largest(pairs.map(|(found, expected)| (found - expected).abs()));
+                assert!(
+                    found.len() == reference.len() && worst < most * spread,
+                    "{format:?} on {name}: {worst} of {spread}"
+                );
             }
         }
     }

@@ -6,7 +6,7 @@ use common::{DECODERS, greedy, ids_of, logits_of, random_model, small_config};
 use gpt2_burn::burn::module::Param;
 use gpt2_burn::burn::tensor::Tensor;
 use gpt2_burn::generate::{Decoder, Generator};
-use gpt2_burn::measure::{TIE, check_greedy};
+use gpt2_burn::measure::{TIE, check_greedy, check_greedy_against, logit_drift};
 use gpt2_burn::{Error, Gpt2, Gpt2Config, WeightFormat};
 
 fn prompts() -> Vec<Vec<u32>> {
@@ -45,6 +45,36 @@ fn a_wrong_token_is_found_where_it_is() {
         assert!(found.max_logit_diff < 1e-4, "the decoder itself is right");
         assert!(!verdict.is_equal());
     }
+}
+
+#[test]
+fn the_same_weights_in_another_type_drift_and_other_weights_are_found() {
+    let (model, text) = (random_model(small_config()), [1, 2, 3, 4, 5, 6, 7]);
+    assert_eq!(logit_drift(&model, &model, &text).unwrap(), 0.0);
+    let rounded = random_model(small_config()).prepare(WeightFormat::F16).unwrap();
+    let drift = logit_drift(&model, &rounded, &text).unwrap();
+    let worst = |a: Vec<Vec<f32>>, b: Vec<Vec<f32>>| {
+        let pairs = a.concat().into_iter().zip(b.concat());
+        pairs.map(|(a, b)| f64::from((a - b).abs())).fold(0.0, f64::max)
+    };
+    // The last token of a text is not fed.
+    let expected = worst(logits_of(&model, &text[..6]), logits_of(&rounded, &text[..6]));
+    assert!((drift - expected).abs() < 1e-4 && (1e-5..0.1).contains(&drift), "{drift} and {expected}");
+
+    let generator = generator(rounded, Decoder::default());
+    let outputs = ids_of(&generator, &greedy(&prompts(), 4));
+    assert_eq!(check_greedy_against(&model, &generator, &prompts(), &outputs).unwrap().tokens, 12);
+    let mut other = random_model(small_config());
+    other.wpe.weight = other.wpe.weight.map(|weight| weight.flip([0]));
+    let verdict = check_greedy_against(&other, &generator, &prompts(), &outputs).unwrap();
+    assert!(!verdict.is_equal() && verdict.first_divergence.unwrap().max_logit_diff > 0.1);
+
+    let larger = random_model(Gpt2Config { vocab_size: 62, ..small_config() });
+    assert!(matches!(logit_drift(&larger, &model, &text), Err(Error::Mismatch { .. })));
+    assert!(matches!(logit_drift(&model, &model, &text[..1]), Err(Error::Mismatch { .. })));
+    assert!(matches!(logit_drift(&model, &model, &[1, 61, 2]), Err(Error::TokenOutOfRange { .. })));
+    let checked = check_greedy_against(&larger, &generator, &prompts(), &outputs);
+    assert!(matches!(checked, Err(Error::Mismatch { .. })));
 }
 
 /// A model for which ids `2 n` and `2 n + 1` are nearly equally likely, and mean something else when they are read.

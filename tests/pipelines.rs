@@ -2,7 +2,8 @@
 
 mod common;
 
-use common::devices;
+use common::{devices, greedy};
+use gpt2_burn::generate::Generator;
 use gpt2_burn::{CacheStorage, Checkpoint, Logits, TokenBatch, WeightFormat, backends};
 
 /// What a GPU compiles for a step it has compiled once: no kernel depends on how long a text is.
@@ -22,6 +23,16 @@ fn a_growing_sequence_compiles_nothing_new() {
         let ((), first) = backends::kernels_launched(|| (0..20).for_each(|_| assert_eq!(step(), 2)));
         let ((), others) = backends::kernels_launched(|| (20..400).for_each(|_| assert_eq!(step(), 2)));
         assert!(others.is_subset(&first), "{name}: {} kernels and then {} others", first.len(), others.len());
+
+        // The same for what generation makes of it, which runs ahead.
+        let generator = Generator::new(model);
+        let prompts = [vec![3_u32; 12], vec![4; 12]];
+        let run = |new: usize| {
+            backends::kernels_launched(|| generator.complete(&greedy(&prompts, new)).unwrap().report.steps_ahead)
+        };
+        let ((few, some), (many, all)) = (run(24), run(400));
+        assert!(all.is_subset(&some), "{name}: {} kernels for 24 tokens, {} for 400", some.len(), all.len());
+        assert_eq!((few > 16, many > 390), (backends::runs_ahead(&device), backends::runs_ahead(&device)), "{name}");
         if backends::runs_ahead(&device) {
             assert!((5..30).contains(&first.len()), "{name}: {} kernels", first.len());
         } else {

@@ -25,6 +25,7 @@ pub fn append(
     assert_eq!([starts.len(), counts.len()], [batch, batch], "rows with a start and a count");
     let fits = |(start, count): (&usize, &usize)| start + count <= capacity && *count <= time;
     assert!(starts.iter().zip(counts).all(fits), "{counts:?} new positions from {starts:?} on, of {capacity}");
+    assert!(past.is_none_or(|past| past.dims() == [batch]), "a length of each row");
     let past = past.cloned().unwrap_or_else(|| {
         let starts: Vec<i32> = starts.iter().map(|start| *start as i32).collect();
         Tensor::from_data(TensorData::new(starts, [batch]), (&keys.device(), DType::I32))
@@ -54,6 +55,7 @@ pub fn append(
 ///
 /// If shapes are others, or the query is not in f32; keys and values may be in a half.
 pub fn attend(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, past: Tensor<1, Int>) -> Tensor<3> {
+    check(&query, [&keys, &values], &past);
     let (query, past) = (query.into_dispatch(), past.into_dispatch());
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::attend(query, keys.into_dispatch(), values.into_dispatch(), past))
 }
@@ -69,6 +71,14 @@ pub fn attend_shared(
     [keys, values]: [Tensor<4>; 2],
     past: Tensor<1, Int>,
 ) -> Tensor<3> {
+    check(&query, [&keys, &values], &past);
+    let [_, heads, _, head_dim] = query.dims();
+    let [_, _, count, _] = shared_keys.dims();
+    assert_eq!(
+        [shared_keys.dims(), shared_values.dims()],
+        [[1, heads, count, head_dim]; 2],
+        "shapes of what is shared"
+    );
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::attend_shared(
         query.into_dispatch(),
         shared_keys.into_dispatch(),
@@ -77,4 +87,10 @@ pub fn attend_shared(
         values.into_dispatch(),
         past.into_dispatch(),
     ))
+}
+
+fn check(query: &Tensor<4>, [keys, values]: [&Tensor<4>; 2], past: &Tensor<1, Int>) {
+    let ([batch, heads, _, head_dim], [_, _, count, _]) = (query.dims(), keys.dims());
+    assert_eq!([keys.dims(), values.dims()], [[batch, heads, count, head_dim]; 2], "shapes of keys and values");
+    assert_eq!(past.dims(), [batch], "a length of each row");
 }

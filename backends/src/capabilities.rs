@@ -44,14 +44,18 @@ pub fn runs_ahead(device: &Device) -> bool {
     }
 }
 
-/// Most rows that had better go through all layers at once, on a device with kernels; none: any number.
-pub fn most_rows(device: &Device) -> Option<usize> {
-    // A row of GPT-2's widest activations takes 12 KB: these are as large as a core's share of the last cache.
-    (!runs_ahead(device)).then_some(512)
+/// Most rows that had better go through all layers at once, on a device with kernels, where the widest of them have `width`
+/// numbers; none: any number.
+pub fn most_rows(device: &Device, width: usize) -> Option<usize> {
+    match runs_ahead(device) {
+        true => largest_buffer(device).map(|bytes| (bytes / size_of::<f32>() / width.max(1)).max(1)),
+        // A row of GPT-2's widest activations takes 12 KB: these are as large as a core's share of the last cache.
+        false => Some(512),
+    }
 }
 
 /// Bytes that a kernel can read as one buffer, if there is a limit.
-pub(crate) fn largest_buffer(device: &Device) -> Option<usize> {
+pub fn largest_buffer(device: &Device) -> Option<usize> {
     match device.as_dispatch() {
         #[cfg(feature = "cube")]
         DispatchDevice::Cube(device) => usize::try_from(device.client().properties().memory.max_page_size).ok(),

@@ -35,7 +35,9 @@ mod threads;
 use burn::tensor::{DType, Device};
 
 pub use cached::{append, attend, attend_shared};
-pub use capabilities::{allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, most_rows, runs_ahead};
+pub use capabilities::{
+    allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, largest_buffer, most_rows, runs_ahead,
+};
 pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use ops::{Gelu, Gpt2Ops};

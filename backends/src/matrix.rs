@@ -9,7 +9,8 @@ use crate::capabilities::largest_buffer;
 use crate::elements::Elements;
 use crate::ops::{Gelu, QUAD, TILE};
 
-/// Element types that a [`PackedMatrix`] holds. What is computed from them is f32.
+/// Element types that a [`PackedMatrix`] holds. What is computed from them is f32; only a GPU's matrix units, which products of
+/// very many rows go to, round the other factor to the type of 16 bits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum WeightFormat {
@@ -21,7 +22,8 @@ pub enum WeightFormat {
     /// Half of that, with 8 significant bits.
     Bf16,
     /// A quarter, and 3% for scales: whole numbers from -127 to 127, of which every 64 consecutive inputs of a column have a
-    /// scale in f16 in common. Products round their other factor in the same way.
+    /// scale in f16 in common. On the CPU, products round their other factor in the same way; on a GPU they do not, and scales
+    /// are in f32.
     Int8,
 }
 
@@ -114,6 +116,14 @@ impl PackedMatrix {
         [self.inputs, self.outputs]
     }
 
+    /// The device that it lies on.
+    pub fn device(&self) -> Device {
+        match &self.parts[0].elements {
+            Elements::Float(tiles) => tiles.device(),
+            Elements::Int8 { weights, .. } => weights.device(),
+        }
+    }
+
     /// The packed elements, as they lie on the device: one tensor a part, or whole numbers and their scales.
     ///
     /// # Errors
@@ -150,7 +160,7 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: Option<Gelu>) -> Tensor<2> {
-        assert_eq!(x.dims()[1], self.inputs, "width of x");
+        assert_eq!([x.dims()[1], bias.dims()[0]], [self.inputs, self.outputs], "widths of x and of the bias");
         self.of_parts(|part, columns| match columns {
             None => part.linear(x.clone(), bias.clone(), self.outputs, gelu),
             Some(columns) => {
@@ -166,7 +176,9 @@ impl PackedMatrix {
     ///
     /// If shapes or element types are others.
     pub fn linear_add(&self, x: Tensor<2>, bias: Tensor<1>, residual: Tensor<2>) -> Tensor<2> {
-        assert_eq!([x.dims()[1], residual.dims()[1]], [self.inputs, self.outputs], "widths of x and of the residual");
+        let ([rows, inputs], [outputs]) = (x.dims(), bias.dims());
+        assert_eq!([inputs, outputs], [self.inputs, self.outputs], "widths of x and of the bias");
+        assert_eq!(residual.dims(), [rows, outputs], "shape of the residual");
         self.of_parts(|part, columns| match columns {
             None => part.linear_add(x.clone(), bias.clone(), residual.clone()),
             Some(columns) => {
@@ -188,7 +200,7 @@ impl PackedMatrix {
     ///
     /// # Panics
     ///
-    /// If there is no such column.
+    /// If there is no such column; a GPU gives some other one instead.
     pub fn columns(&self, ids: Tensor<1, Int>) -> Tensor<2> {
         let [count] = ids.dims();
         let of_part = |part: &Part| {

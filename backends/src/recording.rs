@@ -40,7 +40,8 @@ impl<K> Recording<K> {
     ///
     /// # Errors
     ///
-    /// If the device cannot record it; then nothing of it has been done.
+    /// If the device cannot record it. Nothing of it has been done then, and the device may refuse to read what the work was to
+    /// write.
     pub fn new(device: &Device, work: impl FnOnce() -> K) -> Result<Self, ExecutionError> {
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let kept = work();

@@ -35,8 +35,15 @@ pub struct Ahead {
 
 /// Takes the likeliest token of each row of `logits`, `[B, V]`. In [`chosen`](Ahead::chosen), a number outside `0..V` stands for
 /// logits that are not numbers.
+///
+/// # Panics
+///
+/// If shapes are others.
 pub fn advance(logits: Tensor<2>, ahead: Ahead) -> Ahead {
     let Ahead { ids, past, chosen } = ahead;
+    let ([batch, _], [rows, places]) = (logits.dims(), chosen.dims());
+    assert_eq!([ids.dims(), past.dims(), [rows]], [[batch]; 3], "rows of what is known");
+    assert!(places > 0, "a place for what is chosen");
     let (ids, past, chosen) = <Dispatch as Gpt2Ops>::advance(
         logits.into_dispatch(),
         ids.into_dispatch(),

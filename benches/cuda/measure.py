@@ -23,7 +23,7 @@ from report import markdown, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
 # What the tests of these files compute depends on the device.
-TESTS = ["cache", "generate", "module", "parity", "prefix", "speculative"]
+TESTS = ["devices", "pipelines"]
 PARTS = ["build", "tests", "speed", "over_naive", "speculation", "divergence"]
 SHAPES = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
@@ -78,7 +78,8 @@ def build(args):
 
 def tests(args):
     """Results of the tests, on the device in f32."""
-    names = [word for test in TESTS for word in ("--test", test)]
+    names = ["--workspace", "--exclude", "gpt2-burn-onnx-witness", "--lib"]
+    names += [word for test in TESTS for word in ("--test", test)]
     command = [*cargo(args, "test"), "--no-fail-fast", *names]
     output = call(command, {"GPT2_BURN_TEST_DEVICE": args.device}, accept=(0, 101), errors=subprocess.STDOUT).stdout
     results = re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", output, re.MULTILINE)

@@ -5,6 +5,7 @@ mod segment;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use crate::backends::largest_buffer;
 use crate::model::attention::Segment;
 use crate::{Error, Gpt2, Gpt2Config, Result};
 use layer::LayerCache;
@@ -72,7 +73,7 @@ impl KvCache {
     /// # Errors
     ///
     /// [`Error::EmptyBatch`] for no rows; [`Error::Mismatch`] for a capacity that is 0, beyond the model's context,
-    /// or with which the buffers would exceed the address space; [`Error::Device`] for an unsupported `dtype`.
+    /// or with which the buffers would exceed the address space, or what the device reads as one; [`Error::Device`] for an unsupported `dtype`.
     pub fn new(
         config: &Gpt2Config,
         storage: CacheStorage,
@@ -93,6 +94,11 @@ impl KvCache {
         let (heads, head_dim) = (config.n_head, config.head_dim());
         let shape = [config.n_layer, heads, head_dim, config.n_positions];
         check_size(shape, batch, capacity, dtype)?;
+        let bytes = batch * heads * capacity * head_dim * dtype.size();
+        if let Some(most) = largest_buffer(device).filter(|most| *most < bytes) {
+            let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
+            return Err(Error::mismatch(what, format!("at most {most} (the device's largest buffer)"), bytes));
+        }
         let layers = (0..config.n_layer)
             .map(|_| match storage {
                 CacheStorage::Preallocated => {

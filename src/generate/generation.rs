@@ -31,6 +31,7 @@ pub struct Generation<'a> {
     live: Vec<usize>,
     state: State,
     events: VecDeque<TokenEvent>,
+    failed: Option<Error>,
     report: Report,
 }
 
@@ -115,6 +116,7 @@ impl<'a> Generation<'a> {
             live: Vec::new(),
             state: State::Prefill,
             events: VecDeque::new(),
+            failed: None,
             report,
         };
         generation.rows = generation.new_rows();
@@ -198,8 +200,11 @@ impl<'a> Generation<'a> {
         let is_prefill = self.state == State::Prefill;
         let before = self.report.new_tokens;
         let steps = if is_prefill { 0 } else { self.steps_ahead() };
-        let live = match steps {
-            0 => {
+        let ahead = if steps > 0 { self.run_ahead(steps)? } else { None };
+        let steps = if ahead.is_some() { steps } else { 1 };
+        let live = match ahead {
+            Some(live) => live,
+            None => {
                 let verified = if is_prefill { self.prefill()? } else { self.decode()? };
                 let live = std::mem::take(&mut self.live);
                 for (at, &row) in live.iter().enumerate() {
@@ -207,7 +212,6 @@ impl<'a> Generation<'a> {
                 }
                 live
             }
-            _ => self.run_ahead(steps)?,
         };
         self.note_kv_bytes();
         let computed = self.contexts.computed();
@@ -232,7 +236,6 @@ impl<'a> Generation<'a> {
             self.report.prefill_seconds = seconds;
         } else {
             self.report.decode_seconds += seconds;
-            let steps = steps.max(1);
             self.report.step_seconds.extend(std::iter::repeat_n(seconds / steps as f64, steps));
             let tokens = self.report.new_tokens - before;
             if let Some((speculating, report)) = self.speculating.as_mut().zip(self.report.speculation.as_mut()) {
@@ -293,10 +296,11 @@ impl<'a> Generation<'a> {
     }
 
     /// Takes steps without waiting for their tokens, and chooses those then; returns the rows that went on before. What was
-    /// computed behind the end of a row is dropped.
-    fn run_ahead(&mut self, steps: usize) -> Result<Vec<usize>> {
+    /// computed behind the end of a row is dropped. None: nothing came of it.
+    fn run_ahead(&mut self, steps: usize) -> Result<Option<Vec<usize>>> {
         let windows: Vec<&[u32]> = self.live.iter().map(|&row| self.rows[row].window()).collect();
-        let chosen = self.contexts.greedy(&windows, steps, STEPS_AHEAD)?;
+        let Some(chosen) = self.contexts.greedy(&windows, steps, STEPS_AHEAD)? else { return Ok(None) };
+        self.report.steps_ahead += steps;
         let live = std::mem::take(&mut self.live);
         let vocab_size = self.generator.model.config().vocab_size;
         for ids in chosen {
@@ -311,7 +315,7 @@ impl<'a> Generation<'a> {
                 self.push(index, id, None)?;
             }
         }
-        Ok(live)
+        Ok(Some(live))
     }
 
     /// Drafts, if there is something that makes them, and what the target says about them.
@@ -445,11 +449,11 @@ impl Iterator for Generation<'_> {
         while self.events.is_empty() && self.state != State::Done {
             if let Err(error) = self.step() {
                 self.state = State::Done;
-                self.events.clear();
-                return Some(Err(error));
+                self.failed = Some(error);
             }
         }
-        self.events.pop_front().map(Ok)
+        // What was made before an error is there nevertheless.
+        self.events.pop_front().map(Ok).or_else(|| self.failed.take().map(Err))
     }
 }
 

@@ -116,8 +116,11 @@ pub struct Report {
     /// Seconds of everything after that: the sum of the steps'.
     pub decode_seconds: f64,
     /// Seconds of each decode step after that, in order; a step gives every live row a token, and more if a draft is
-    /// accepted.
+    /// accepted. A GPU takes greedy steps ahead of the host, a few at a time: each of those is given an equal share of their
+    /// time.
     pub step_seconds: Vec<f64>,
+    /// Steps that were taken ahead of the host.
+    pub steps_ahead: usize,
     /// Most bytes that the key-value cache had reserved, and a draft model's; 0 without one.
     pub kv_bytes: usize,
     /// What drafts were worth; none if there were none.

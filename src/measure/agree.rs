@@ -108,13 +108,14 @@ fn check_ids(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) -> Result
 /// # Errors
 ///
 /// [`Error::Mismatch`] if the models have vocabularies or contexts of different sizes, or `text` has less than two tokens;
-/// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`]; [`Error::Execution`] if a device does not hand over its logits.
+/// [`Error::TokenOutOfRange`], [`Error::ContextOverflow`]; [`Error::NotFinite`] if logits are not numbers; [`Error::Execution`] if a
+/// device does not hand them over.
 pub fn logit_drift(reference: &Gpt2, model: &Gpt2, text: &[u32]) -> Result<f64> {
     check_alike(reference, model)?;
     let Some((_, fed)) = text.split_last().filter(|(_, fed)| !fed.is_empty()) else {
         return Err(Error::mismatch("tokens of a text", "2 or more", text.len()));
     };
-    check_ids(model, 0, text, &[])?;
+    check_ids(model, 0, fed, &text[fed.len()..])?;
     let (expected, found) = (reference.scored_states(fed, fed.len())?, model.scored_states(fed, fed.len())?);
     let mut drift = 0.0_f64;
     for (start, count) in chunks(fed.len()) {
@@ -122,8 +123,14 @@ pub fn logit_drift(reference: &Gpt2, model: &Gpt2, text: &[u32]) -> Result<f64> 
             let logits = states.logits(start, count)?.try_into_vec_as::<f32>();
             logits.map_err(|error| Error::Execution(error.to_string()))
         });
-        let pairs = expected?.into_iter().zip(found?);
-        drift = pairs.map(|(expected, found)| f64::from((expected - found).abs())).fold(drift, f64::max);
+        for (at, (expected, found)) in expected?.into_iter().zip(found?).enumerate() {
+            let difference = f64::from((expected - found).abs());
+            if difference.is_nan() {
+                let position = start + at / model.config().vocab_size;
+                return Err(Error::NotFinite { prompt: 0, sample: 0, position });
+            }
+            drift = drift.max(difference);
+        }
     }
     Ok(drift)
 }

@@ -50,12 +50,12 @@ struct Kept {
 impl Gpt2 {
     /// Whether [`run_ahead`](Self::run_ahead) saves waiting.
     pub(crate) fn can_run_ahead(&self) -> bool {
-        self.is_prepared() && backends::runs_ahead(&self.device())
+        self.is_prepared() && self.check_in_place().is_ok() && backends::runs_ahead(&self.device())
     }
 
     /// Rows whose newest tokens are `last`, and of which the cache holds what stands before those; of up to `most` steps at
-    /// a time.
-    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize) -> RunAhead {
+    /// a time. Steps are recorded if the device can and it `may` be.
+    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize, may_record: bool) -> RunAhead {
         let (device, batch) = (self.device(), last.len());
         let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(values.as_slice(), (&device, DType::I32));
         let chosen = TensorData::new(vec![0_i32; batch * most], [batch, most]);
@@ -64,7 +64,7 @@ impl Gpt2 {
             past: ints(cache.lens().iter().map(|len| *len as i32).collect()),
             chosen: Tensor::from_data(chosen, (&device, DType::I32)),
         };
-        let recording = match Recording::<Kept>::is_possible(&device) {
+        let recording = match may_record && Recording::<Kept>::is_possible(&device) {
             true => Recorded::NotYet,
             false => Recorded::Never,
         };
@@ -75,10 +75,17 @@ impl Gpt2 {
     /// The `steps` likeliest next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
     /// are not numbers. The cache then holds all of them but the last.
     ///
+    /// None: the device would not record after all, and what the cache holds is lost.
+    ///
     /// # Errors
     ///
     /// As [`forward`](Self::forward).
-    pub(crate) fn run_ahead(&self, ahead: &mut RunAhead, cache: &mut KvCache, steps: usize) -> Result<Vec<Vec<i32>>> {
+    pub(crate) fn run_ahead(
+        &self,
+        ahead: &mut RunAhead,
+        cache: &mut KvCache,
+        steps: usize,
+    ) -> Result<Option<Vec<Vec<i32>>>> {
         let ones = vec![1; ahead.lens.len()];
         let mut taken = 0;
         while taken < steps {
@@ -90,7 +97,10 @@ impl Gpt2 {
                     1
                 }
                 // It pays from the next step on.
-                Recorded::NotYet if steps - taken > STEPS_TO_RECORD => self.record(ahead, cache)?,
+                Recorded::NotYet if steps - taken > STEPS_TO_RECORD => match self.record(ahead, cache)? {
+                    Some(steps) => steps,
+                    None => return Ok(None),
+                },
                 _ => self.step_ahead(ahead, cache)?,
             };
         }
@@ -107,7 +117,7 @@ impl Gpt2 {
         if let Some(last) = chosen.last() {
             ahead.last = last.iter().map(|id| (*id).max(0) as u32).collect();
         }
-        Ok(chosen)
+        Ok(Some(chosen))
     }
 
     /// One step; returns how many it was.
@@ -118,12 +128,13 @@ impl Gpt2 {
         Ok(1)
     }
 
-    /// Two steps, of which the second is recorded and then replayed; or one, if the device will not record. Returns how many.
-    fn record(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<usize> {
+    /// Two steps, of which the second is recorded and then replayed; or one, if the device will not hear of it. Returns how many;
+    /// none if it began to record and failed: then it takes all that the step was to write for spoilt.
+    fn record(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<Option<usize>> {
         let device = self.device();
         if Recording::<Kept>::prepare(&device).is_err() {
             ahead.recording = Recorded::Never;
-            return self.step_ahead(ahead, cache);
+            return Ok(Some(self.step_ahead(ahead, cache)?));
         }
         self.step_ahead(ahead, cache)?;
         let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
@@ -132,15 +143,11 @@ impl Gpt2 {
             ahead.state = Some(state.clone());
             Kept { _model: self.clone(), _cache: cache.all_buffers(), _state: state }
         });
-        let Ok(recording) = recording else {
-            // Nothing of it was done, and what it was to write in place is as it was.
-            ahead.recording = Recorded::Never;
-            return Ok(1 + self.step_ahead(ahead, cache)?);
-        };
+        let Ok(recording) = recording else { return Ok(None) };
         recording.replay().map_err(failed)?;
         cache.advance(&vec![1; ahead.lens.len()]);
         ahead.recording = Recorded::Done(Box::new(recording));
-        Ok(2)
+        Ok(Some(STEPS_TO_RECORD))
     }
 
     /// A step, told to the device and no further.

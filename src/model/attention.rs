@@ -91,7 +91,7 @@ impl CausalSelfAttention {
         let (time, head_dim) = (rows / batch, width / self.n_head);
         let qkv = self.c_attn.forward(x, span.is_apart()); // [B T, 3 d]
         let qkv = qkv.reshape([batch, time, 3 * self.n_head, head_dim]); // [B, T, 3 H, D]
-        // Views, of which none is copied here.
+        // Views; a GPU may copy those that do not begin where it can address them.
         [0, 1, 2].map(|part| qkv.clone().narrow(2, part * self.n_head, self.n_head).swap_dims(1, 2)) // [B, H, T, D]
     }
 }

@@ -26,7 +26,7 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
 use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::backends::{most_rows, runs_ahead};
+use crate::backends::{describe, most_rows, runs_ahead};
 use crate::cache::{CacheStorage, KvCache};
 use crate::{Error, Gpt2Config, Result, Threads};
 pub(crate) use ahead::RunAhead;
@@ -166,12 +166,12 @@ impl Gpt2 {
     /// In that mode every sum has one order: on a CPU, the logits of a token are the same to the last bit on every run,
     /// with any number of threads, in any batch, however its prompt was cut into chunks, and from every decoder. What it
     /// costs is speed, since each token is computed by itself: a decode step of one row takes what it always takes, a
-    /// prefill of n tokens as much as n such steps. The kernels of a [prepared](Self::prepare) model always compute so,
-    /// at no cost.
+    /// prefill of n tokens as much as n such steps. The CPU's kernels of a [prepared](Self::prepare) model always compute
+    /// so, at no cost; those of GPUs do not.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if the model does not compute in f32.
+    /// [`Error::Mismatch`] if the model does not compute in f32, or is prepared for a GPU.
     pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
         if deterministic && self.dtype() != DType::F32 {
             return Err(Error::mismatch(
@@ -179,6 +179,10 @@ impl Gpt2 {
                 "F32",
                 format!("{:?}", self.dtype()),
             ));
+        }
+        if deterministic && self.is_prepared() && runs_ahead(&self.device()) {
+            let what = "device of a prepared model in the deterministic mode";
+            return Err(Error::mismatch(what, "a CPU", describe(&self.device())));
         }
         Ok(Self { deterministic, ..self })
     }
@@ -242,7 +246,7 @@ impl Gpt2 {
     fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
         let [batch, time] = tokens.ids().dims();
         let most = match self.is_prepared() {
-            true => most_rows(&self.device()).map_or(time, |rows| rows.div_ceil(batch)),
+            true => most_rows(&self.device(), self.widest()).map_or(time, |rows| rows.div_ceil(batch)),
             false => time,
         };
         if time <= most {
@@ -251,6 +255,11 @@ impl Gpt2 {
         // Parts of the same length, as far as that goes.
         let parts = tokens.in_parts(time.div_ceil(time.div_ceil(most)));
         Tensor::cat(parts.iter().map(|part| self.run_blocks_at_once(part, cache, layers)).collect(), 1)
+    }
+
+    /// Numbers of a row where it is widest.
+    fn widest(&self) -> usize {
+        self.config.inner().max(3 * self.config.n_embd)
     }
 
     fn run_blocks_at_once(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {

@@ -107,7 +107,7 @@ impl Gpt2 {
 
     /// Fails if the model was prepared and then moved to where its packed matrices are not.
     pub(super) fn check_in_place(&self) -> Result<()> {
-        let in_place = !self.is_prepared() || has_kernels(&self.device());
+        let in_place = self.packed_head.as_ref().is_none_or(|head| head.matrix.device() == self.device());
         if in_place { Ok(()) } else { Err(Error::Prepared { what: "trained, or moved to another device" }) }
     }
 

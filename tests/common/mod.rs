@@ -85,12 +85,17 @@ impl Expected {
             let rows = logits_of(model, prompt);
             assert_eq!((rows.len(), rows[0].len()), (expected.len(), expected[0].len()));
             let pairs = rows.iter().flatten().zip(expected.iter().flatten());
-            logit = pairs.map(|(actual, expected)| (actual - expected).abs()).fold(logit, f32::max);
+            logit = largest(pairs.map(|(actual, expected)| (actual - expected).abs()).chain([logit]));
             let stride = model.config().n_positions;
             loss = loss.max((model.perplexity(prompt, stride, |_| {}).unwrap().loss - self.loss[index]).abs());
         }
         (logit, loss)
     }
+}
+
+/// The largest of some numbers; NaN if one of them is, which `f32::max` would drop.
+pub fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
+    numbers.fold(0.0, |most: f32, number| if most.is_nan() || most >= number { most } else { number })
 }
 
 /// Logits of every position of one sequence.

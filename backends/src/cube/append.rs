@@ -73,8 +73,8 @@ fn append_kernel<C: Numeric, E: Numeric, I: Numeric, J: Numeric>(
         if comptime!(is_ragged) {
             counted = u32::cast_from(counts[row]) as usize;
         }
-        if t < counted {
-            let position = u32::cast_from(starts[row]) as usize + t;
+        let position = u32::cast_from(starts[row]) as usize + t;
+        if t < counted && position < keys.shape(2) {
             let from = row * new_keys.stride(0) + head * new_keys.stride(1) + t * new_keys.stride(2);
             let to = row * keys.stride(0) + head * keys.stride(1) + position * keys.stride(2) + column * keys.stride(3);
             keys[to] = C::cast_from(new_keys[from + column * new_keys.stride(3)]);

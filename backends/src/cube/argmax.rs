@@ -7,7 +7,7 @@ use cubecl::prelude::*;
 
 use super::{THREADS, address_type, empty_beside, writable};
 
-/// The id of a row that holds what is not a number.
+/// The id of a row that holds what is not a number, or infinite.
 const NOT_A_NUMBER: i32 = -1;
 
 /// See [`Gpt2Ops::argmax`](crate::Gpt2Ops::argmax).
@@ -103,8 +103,9 @@ fn likeliest(logits: &Tensor<f32>, row: usize) -> i32 {
             best = value;
             id = column as i32;
         }
-        // By its bits, since a compiler may take it for granted that there is none.
-        if u32::reinterpret(value) & 0x7fff_ffff > 0x7f80_0000 {
+        // Not a number, or infinite; by its bits, since a compiler may take it for granted that there is none.
+        let bits = u32::reinterpret(value);
+        if bits & 0x7fff_ffff > 0x7f80_0000 || bits == 0x7f80_0000 {
             best = f32::max_value();
             id = NOT_A_NUMBER;
         }

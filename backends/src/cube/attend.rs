@@ -13,6 +13,8 @@ use super::{address_type, element_type, empty_beside, rows_contiguous};
 const BLOCK: usize = 128;
 /// Parts in which the largest score of a block is looked for.
 const PARTS_OF_MAX: usize = 16;
+/// Workgroups along an axis that every device launches.
+const MOST_WORKGROUPS: usize = 65_535;
 /// Below every score, and far enough from the end of f32's range to be subtracted from.
 const LOWEST: f32 = -1e30;
 
@@ -24,9 +26,11 @@ pub struct Segments {
     pub shared: Option<CubeTensor>,
 }
 
-/// Whether heads of this width have a kernel.
-pub fn has_kernel(head_dim: usize) -> bool {
-    head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK
+/// Whether queries of this shape, `[B, H, T, D]`, have a kernel: a head fits a workgroup, and there are no more of those than any
+/// device launches at once.
+pub fn has_kernel([batch, heads, time, head_dim]: [usize; 4]) -> bool {
+    let is_narrow = head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK;
+    is_narrow && [batch, heads, time].iter().all(|count| *count <= MOST_WORKGROUPS)
 }
 
 /// Elements of a key that are read at once.
@@ -136,7 +140,7 @@ fn attend_kernel<C: Numeric, I: Numeric, N: Size>(
         known = shared_keys.shape(2);
     }
     let before = known + u32::cast_from(past[row]) as usize;
-    let end = before + usize::min(first + queries, time);
+    let end = usize::min(before + usize::min(first + queries, time), known + keys.shape(2));
     let of_row = (row * keys.stride(0) + head * keys.stride(1)) / width;
     let of_row_values = (row * values.stride(0) + head * values.stride(1)) / width;
     let of_head = head * shared_keys.stride(1) / width;

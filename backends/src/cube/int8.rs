@@ -26,7 +26,7 @@ pub fn few_rows_int8(
     let x = into_contiguous(x);
     let [rows, tiles] = [x.meta.shape()[0], weights.meta.shape()[0]];
     let output = empty_beside(&x, [rows, outputs], DType::F32);
-    let at_once = rows_at_once(&x, rows);
+    let at_once = rows_at_once(&x, rows, 1);
     let bias = into_contiguous(epilogue.bias);
     let adds = epilogue.residual.is_some();
     let residual = epilogue.residual.map_or_else(|| bias.clone(), into_contiguous);

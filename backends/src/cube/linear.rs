@@ -26,13 +26,13 @@ pub const FEW: usize = 16;
 ///
 /// A workgroup makes one tile of 32 columns for one block of rows. Its threads stand side by side over the columns, four or
 /// eight of them each, and share the inputs out among themselves; each adds up its part, and at the end the parts are added in
-/// the order of the threads. So an element does not depend on how many rows there are.
+/// the order of the threads. So among few rows, an element does not depend on how many there are.
 pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epilogue) -> CubeTensor {
     let x = into_contiguous(x);
     let [rows, count] = [x.meta.shape()[0], tiles.meta.shape()[0]];
     let output = empty_beside(&x, [rows, outputs], DType::F32);
-    let at_once = rows_at_once(&x, rows);
     let width = vector_size(&tiles);
+    let at_once = rows_at_once(&x, rows, width);
     let parts = THREADS / (COLUMNS / width);
     let bias = into_contiguous(epilogue.bias);
     let adds = epilogue.residual.is_some();
@@ -64,10 +64,13 @@ pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epil
     output
 }
 
-/// Rows that a workgroup makes: as many as there are, up to what its shared memory holds the parts of.
-pub fn rows_at_once(x: &CubeTensor, rows: usize) -> usize {
+/// Rows that a workgroup makes whose threads have `width` columns each: as many as there are, up to what half of its shared
+/// memory holds the parts of, so that two of them are at work at a time.
+pub fn rows_at_once(x: &CubeTensor, rows: usize, width: usize) -> usize {
     let shared = x.client.properties().hardware.max_shared_memory_size;
-    let most = if shared >= 8 * THREADS * 4 * size_of::<f32>() { 8 } else { 4 };
+    let fit = shared / 2 / (THREADS * width * size_of::<f32>());
+    // Of the smallest devices, one takes all of it.
+    let most = [8, 4].into_iter().find(|most| *most <= fit).unwrap_or(2);
     rows.next_power_of_two().min(most)
 }
 

@@ -103,8 +103,8 @@ impl Gpt2Ops for CubeBackend {
     }
 
     fn attend(query: Tensor, keys: Tensor, values: Tensor, past: Ints) -> Tensor {
-        let [_, _, _, head_dim]: [usize; 4] = query.shape().dims();
-        if !are_f32(&[&query]) || !has_kernel(head_dim) {
+        let shape: [usize; 4] = query.shape().dims();
+        if !are_f32(&[&query]) || !has_kernel(shape) {
             return default::attend::<Self>(query, keys, values, past);
         }
         attend(query, Segments { own: keys, shared: None }, Segments { own: values, shared: None }, past)
@@ -118,9 +118,9 @@ impl Gpt2Ops for CubeBackend {
         values: Tensor,
         past: Ints,
     ) -> Tensor {
-        let [_, _, _, head_dim]: [usize; 4] = query.shape().dims();
+        let shape: [usize; 4] = query.shape().dims();
         let is_one_type = shared_keys.dtype() == keys.dtype() && shared_values.dtype() == values.dtype();
-        if !are_f32(&[&query]) || !has_kernel(head_dim) || !is_one_type {
+        if !are_f32(&[&query]) || !has_kernel(shape) || !is_one_type {
             return default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past);
         }
         let keys = Segments { own: keys, shared: Some(shared_keys) };

@@ -13,6 +13,7 @@ pub mod linear;
 mod ops;
 mod output;
 mod prefetch;
+mod recycle;
 mod schedule;
 #[cfg(test)]
 mod tests;

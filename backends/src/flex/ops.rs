@@ -13,6 +13,7 @@ use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
+use super::recycle::{give, take};
 use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
 type Tensor = FloatTensor<Flex>;
@@ -62,9 +63,11 @@ impl Gpt2Ops for Flex {
         let [_, outputs] = residual.shape().dims();
         let is_f32 = [&x, &bias, &residual].iter().all(|tensor| tensor.dtype() == DType::F32);
         with_element!(tiles.dtype(), E if is_f32 => {
-            let (bias, residual) = (bias.to_contiguous(), residual.to_contiguous());
+            let (bias, residual) = (bias.to_contiguous(), contiguous(residual));
             let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
-            product::<E>(x, &tiles, outputs, epilogue)
+            let sum = product::<E>(x, &tiles, outputs, epilogue);
+            give(residual);
+            sum
         }, _ => default::packed_linear_add::<Self>(x, tiles, bias, residual))
     }
 
@@ -115,9 +118,11 @@ impl Gpt2Ops for Flex {
             return default_int8::linear_add::<Self>(x, weights, scales, bias, residual);
         }
         let [_, outputs] = residual.shape().dims();
-        let (bias, residual) = (bias.to_contiguous(), residual.to_contiguous());
+        let (bias, residual) = (bias.to_contiguous(), contiguous(residual));
         let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
-        quantized_product(x, &weights, &scales, outputs, epilogue)
+        let sum = quantized_product(x, &weights, &scales, outputs, epilogue);
+        give(residual);
+        sum
     }
 
     fn quantized_columns(weights: IntTensor<Self>, scales: Tensor, ids: IntTensor<Self>, inputs: usize) -> Tensor {
@@ -168,9 +173,10 @@ fn append_to(mut buffer: Tensor, new: Tensor, starts: &[usize], counts: &[usize]
 
 fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epilogue<'_>) -> Tensor {
     let [rows, inputs] = x.shape().dims();
-    let x = x.to_contiguous();
-    let mut out = vec![0.0; rows * outputs];
+    let x = contiguous(x);
+    let mut out = take(rows * outputs);
     linear(Arch::new(), elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
+    give(x);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
 }
 
@@ -182,10 +188,11 @@ fn quantized_product(
     epilogue: Epilogue<'_>,
 ) -> Tensor {
     let [rows, inputs] = x.shape().dims();
-    let x = x.to_contiguous();
+    let x = contiguous(x);
     let matrix = Quantized::new(elements(weights), elements(scales), [inputs, outputs]);
-    let mut out = vec![0.0; rows * outputs];
+    let mut out = take(rows * outputs);
     int8::linear(Arch::new(), Multiplier::best(), elements(&x), matrix, epilogue, &mut out);
+    give(x);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
 }
 
@@ -244,8 +251,9 @@ fn attend_over(
             keys: count,
             shape: [batch, heads, time, head_dim],
         };
-        let mut out = vec![0.0; batch * time * heads * head_dim];
+        let mut out = take(batch * time * heads * head_dim);
         attend(Arch::new(), attention, &mut out);
+        give(query);
         Tensor::from_data(TensorData::new(out, [batch, time, heads * head_dim]))
     }, _ => match shared {
         Some((shared_keys, shared_values)) => {
@@ -253,6 +261,11 @@ fn attend_over(
         }
         None => default::attend::<Flex>(query, keys, values, past),
     })
+}
+
+/// Itself if it is contiguous.
+fn contiguous(tensor: Tensor) -> Tensor {
+    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
 }
 
 /// The same with its last dimension contiguous, and no stride that is negative.
