@@ -107,7 +107,9 @@ impl Gpt2 {
 
     /// Fails if the model was prepared and then moved to where its packed matrices are not.
     pub(super) fn check_in_place(&self) -> Result<()> {
-        let in_place = self.packed_head.as_ref().is_none_or(|head| head.matrix.device() == self.device());
+        // A device that records gradients equals the one that it is.
+        let is_here = |head: &Packed| has_kernels(&self.device()) && head.matrix.device() == self.device();
+        let in_place = self.packed_head.as_ref().is_none_or(is_here);
         if in_place { Ok(()) } else { Err(Error::Prepared { what: "trained, or moved to another device" }) }
     }
 
