@@ -1,6 +1,6 @@
 //! What a device has and how it likes to be used.
 
-#![allow(unreachable_patterns)] // a build may have one kind of device only
+#![allow(unreachable_patterns, unused_imports)] // a build may have one kind of device only, or none
 
 use std::collections::BTreeSet;
 

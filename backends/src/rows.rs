@@ -5,7 +5,7 @@ use burn::tensor::{Int, Tensor};
 
 use crate::ops::Gpt2Ops;
 
-/// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`runs_ahead`] is true.
+/// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`runs_ahead`](crate::runs_ahead) is true.
 ///
 /// # Panics
 ///
