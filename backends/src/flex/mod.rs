@@ -13,7 +13,6 @@ pub mod linear;
 mod ops;
 mod output;
 mod prefetch;
-mod recycle;
 mod schedule;
 #[cfg(test)]
 mod tests;

@@ -13,7 +13,6 @@ use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
-use super::recycle::{give, take};
 use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
 type Tensor = FloatTensor<Flex>;
@@ -65,9 +64,7 @@ impl Gpt2Ops for Flex {
         with_element!(tiles.dtype(), E if is_f32 => {
             let (bias, residual) = (bias.to_contiguous(), contiguous(residual));
             let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
-            let sum = product::<E>(x, &tiles, outputs, epilogue);
-            give(residual);
-            sum
+            product::<E>(x, &tiles, outputs, epilogue)
         }, _ => default::packed_linear_add::<Self>(x, tiles, bias, residual))
     }
 
@@ -120,9 +117,7 @@ impl Gpt2Ops for Flex {
         let [_, outputs] = residual.shape().dims();
         let (bias, residual) = (bias.to_contiguous(), contiguous(residual));
         let epilogue = Epilogue { bias: Some(elements(&bias)), gelu: None, residual: Some(elements(&residual)) };
-        let sum = quantized_product(x, &weights, &scales, outputs, epilogue);
-        give(residual);
-        sum
+        quantized_product(x, &weights, &scales, outputs, epilogue)
     }
 
     fn quantized_columns(weights: IntTensor<Self>, scales: Tensor, ids: IntTensor<Self>, inputs: usize) -> Tensor {
@@ -174,9 +169,8 @@ fn append_to(mut buffer: Tensor, new: Tensor, starts: &[usize], counts: &[usize]
 fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epilogue<'_>) -> Tensor {
     let [rows, inputs] = x.shape().dims();
     let x = contiguous(x);
-    let mut out = take(rows * outputs);
+    let mut out = vec![0.0; rows * outputs];
     linear(Arch::new(), elements(&x), Packed::new(elements::<E>(tiles), inputs, outputs), epilogue, &mut out);
-    give(x);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
 }
 
@@ -190,9 +184,8 @@ fn quantized_product(
     let [rows, inputs] = x.shape().dims();
     let x = contiguous(x);
     let matrix = Quantized::new(elements(weights), elements(scales), [inputs, outputs]);
-    let mut out = take(rows * outputs);
+    let mut out = vec![0.0; rows * outputs];
     int8::linear(Arch::new(), Multiplier::best(), elements(&x), matrix, epilogue, &mut out);
-    give(x);
     Tensor::from_data(TensorData::new(out, [rows, outputs]))
 }
 
@@ -251,9 +244,8 @@ fn attend_over(
             keys: count,
             shape: [batch, heads, time, head_dim],
         };
-        let mut out = take(batch * time * heads * head_dim);
+        let mut out = vec![0.0; batch * time * heads * head_dim];
         attend(Arch::new(), attention, &mut out);
-        give(query);
         Tensor::from_data(TensorData::new(out, [batch, time, heads * head_dim]))
     }, _ => match shared {
         Some((shared_keys, shared_values)) => {
