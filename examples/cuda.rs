@@ -3,8 +3,9 @@
 //!     cargo run --release --features cuda --example cuda
 //!     cargo run --release --features cuda --example cuda -- cuda:1
 //!
-//! Needs a driver and CUDA's runtime compiler (`nvrtc`); the first run compiles kernels, which is not in the times. In f32
-//! the ids are the CPU's: no product is rounded to tf32.
+//! Needs NVIDIA's driver, and `libdevice.10.bc` of the CUDA toolkit or of the Python package `nvidia-cuda-nvcc`, where
+//! `CUDA_PATH` says (see `gpt2_burn::backends::device`). The first build downloads LLVM, and the first run compiles kernels, which is
+//! not in the times. In f32 the ids are the CPU's: no product is rounded to tf32.
 
 mod common;
 

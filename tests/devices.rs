@@ -199,6 +199,18 @@ fn a_prepared_model_stays_where_it_was_prepared() {
     }
 }
 
+#[test]
+fn a_cache_that_is_too_large_for_a_buffer_is_refused() {
+    use gpt2_burn::{Error, KvCache};
+    let config = Gpt2Config::published("gpt2-xl").unwrap();
+    for (name, device) in devices() {
+        let Some(limit) = backends::largest_buffer(&device).filter(|limit| *limit < 1 << 33) else { continue };
+        let rows = limit / (config.n_embd * config.n_positions * size_of::<f32>()) + 1;
+        let cache = KvCache::new(&config, CacheStorage::Preallocated, rows, config.n_positions, DType::F32, &device);
+        assert!(matches!(cache, Err(Error::Mismatch { .. })), "{rows} rows on {name}");
+    }
+}
+
 /// Where the type exists: half the bytes, or a quarter, for logits that differ a little.
 #[test]
 fn other_formats_are_near_f32() {

@@ -215,3 +215,20 @@ fn a_model_that_trains_is_only_cast() {
     let grads = model.forward(&tokens, &mut cache, Logits::All).unwrap().sum().backward();
     assert!(model.wte.weight.grad(&grads).is_some());
 }
+
+/// More rows than go through all layers at once, of unequal length: part after part, to the same bits as each row by itself.
+#[test]
+fn prompts_that_are_computed_in_parts_are_the_same() {
+    let model = prepared(&random_model(small_config()), WeightFormat::F32);
+    let prompts: Vec<Vec<u32>> =
+        (0..60).map(|row| (0..14 + row % 11).map(|n| (row * 7 + n * 5) % 61).collect()).collect();
+    let most = gpt2_burn::backends::most_rows(&device(), 72).unwrap();
+    assert!(prompts.len() * 14 > most, "they would fit at once");
+    let mut cache = model.cache(CacheStorage::Preallocated, prompts.len(), 24).unwrap();
+    let logits = model.forward(&TokenBatch::new(&prompts, &model).unwrap(), &mut cache, Logits::All).unwrap();
+    let logits = rows(logits);
+    for (row, ids) in prompts.iter().enumerate() {
+        assert_eq!(cache.len(row), ids.len());
+        assert_eq!(logits[row * 24..][..ids.len()], logits_of(&model, ids), "row {row}");
+    }
+}

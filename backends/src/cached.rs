@@ -7,11 +7,11 @@ use crate::ops::Gpt2Ops;
 
 /// Writes new keys and values, `[B, H, T, D]` each, into the buffers of a cache, `[B, H, C, D]` each: of row `b`, the first
 /// `counts[b]` positions go to `starts[b]..starts[b] + counts[b]`. Buffers that nothing else refers to are written in place.
-/// `past` is `starts` on the device, if that is there already.
+/// `past` is `starts` on the device, in any type of integers, if that is there already.
 ///
 /// # Panics
 ///
-/// If shapes do not fit.
+/// If shapes do not fit, or if keys are of another element type than values, in the buffers or among what is new.
 pub fn append(
     [keys, values]: [Tensor<4>; 2],
     [new_keys, new_values]: [Tensor<4>; 2],
@@ -21,9 +21,12 @@ pub fn append(
 ) -> [Tensor<4>; 2] {
     let ([batch, heads, time, head_dim], [rows, of_buffer, capacity, width]) = (new_keys.dims(), keys.dims());
     assert_eq!([keys.dims(), new_keys.dims()], [values.dims(), new_values.dims()], "keys are shaped as values");
+    assert_eq!([keys.dtype(), new_keys.dtype()], [values.dtype(), new_values.dtype()], "types of keys and of values");
     assert_eq!([batch, heads, head_dim], [rows, of_buffer, width], "rows, heads and width of the buffers");
     assert_eq!([starts.len(), counts.len()], [batch, batch], "rows with a start and a count");
-    let fits = |(start, count): (&usize, &usize)| start + count <= capacity && *count <= time;
+    let fits = |(start, count): (&usize, &usize)| {
+        start.checked_add(*count).is_some_and(|end| end <= capacity) && *count <= time
+    };
     assert!(starts.iter().zip(counts).all(fits), "{counts:?} new positions from {starts:?} on, of {capacity}");
     assert!(past.is_none_or(|past| past.dims() == [batch]), "a length of each row");
     let past = past.cloned().unwrap_or_else(|| {
@@ -48,12 +51,13 @@ pub fn append(
 ///
 /// - query: `[B, H, T, D]`
 /// - keys, values: `[B, H, L, D]`, of which query `t` of row `b` sees the first `past[b] + t + 1`
-/// - past: `[B]`
+/// - past: `[B]`, in any type of integers
 /// - result: `[B, T, H D]`
 ///
 /// # Panics
 ///
-/// If shapes are others, or the query is not in f32; keys and values may be in a half.
+/// If shapes are others, or if keys are of another element type than values. On the CPU also if a length is negative; a GPU,
+/// whose lengths the host does not see, takes it for 0.
 pub fn attend(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, past: Tensor<1, Int>) -> Tensor<3> {
     check(&query, [&keys, &values], &past);
     let (query, past) = (query.into_dispatch(), past.into_dispatch());
@@ -79,6 +83,7 @@ pub fn attend_shared(
         [[1, heads, count, head_dim]; 2],
         "shapes of what is shared"
     );
+    assert_eq!(shared_keys.dtype(), shared_values.dtype(), "types of shared keys and of shared values");
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::attend_shared(
         query.into_dispatch(),
         shared_keys.into_dispatch(),
@@ -90,6 +95,7 @@ pub fn attend_shared(
 }
 
 fn check(query: &Tensor<4>, [keys, values]: [&Tensor<4>; 2], past: &Tensor<1, Int>) {
+    assert_eq!(keys.dtype(), values.dtype(), "types of keys and of values");
     let ([batch, heads, _, head_dim], [_, _, count, _]) = (query.dims(), keys.dims());
     assert_eq!([keys.dims(), values.dims()], [[batch, heads, count, head_dim]; 2], "shapes of keys and values");
     assert_eq!(past.dims(), [batch], "a length of each row");

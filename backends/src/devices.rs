@@ -36,6 +36,11 @@ pub fn available() -> Vec<&'static str> {
 /// A number behind a colon picks one of several: `cuda:1`, and of `wgpu`, `vulkan` and `metal` the discrete GPUs, from 0 on;
 /// there `wgpu:integrated` and `wgpu:cpu` name others.
 ///
+/// Kernels for `cuda` need NVIDIA's driver and `libdevice.10.bc`, a file of the CUDA toolkit, which is looked for in
+/// `$CUDA_PATH/nvvm/libdevice` or, if `CUDA_PATH` is not set, in that folder of `/usr/local/cuda`, `/opt/cuda`, `/usr/lib/cuda` and
+/// `/usr`. The Python package `nvidia-cuda-nvcc` brings it too (`CUDA_PATH` is then the folder `nvidia/cu13` of the installed
+/// packages), and so does `nvidia-cuda-nvcc-cu12` (`nvidia/cuda_nvcc`).
+///
 /// # Errors
 ///
 /// [`DeviceError::NotCompiledIn`] names the feature that is missing; [`DeviceError::Unknown`] lists what there is;
@@ -123,7 +128,7 @@ mod gpu {
         Some(found.map_err(|reason| unavailable(name, reason)).and_then(|found| {
             let device = Device::new(found);
             let mut probed = PROBED.lock().unwrap_or_else(PoisonError::into_inner);
-            probed.entry(name.to_owned()).or_insert_with(|| probe(name, &device)).clone().map(|()| device)
+            probed.entry(name.to_owned()).or_insert_with(|| probe(name, kind, &device)).clone().map(|()| device)
         }))
     }
 
@@ -131,19 +136,47 @@ mod gpu {
         DeviceError::Unavailable { name: name.to_owned(), reason: reason.to_string() }
     }
 
-    /// Computes something: a driver that is missing or too old shows only then, and as a panic.
-    fn probe(name: &str, device: &Device) -> Result<(), DeviceError> {
-        let one_and_one = || (Tensor::<1>::ones([1], device) + 1.0).try_into_vec_as::<f32>();
-        let failed = |reason: String| DeviceError::Unavailable { name: name.to_owned(), reason };
-        match catch_unwind(AssertUnwindSafe(one_and_one)) {
-            Ok(Ok(found)) if found == [2.0] => Ok(()),
-            Ok(Ok(found)) => Err(failed(format!("it takes 1 + 1 for {found:?}"))),
+    /// Computes something: a driver that is missing or too old shows only then, and as a panic. The exponential is what every
+    /// model needs and what not every device has instructions for: of CUDA's, it is in a library of the toolkit.
+    fn probe(name: &str, kind: &str, device: &Device) -> Result<(), DeviceError> {
+        let two = || (Tensor::<1>::zeros([1], device).exp() + 1.0).try_into_vec_as::<f32>();
+        let failed =
+            |reason: String| DeviceError::Unavailable { name: name.to_owned(), reason: with_needs(kind, reason) };
+        match catch_unwind(AssertUnwindSafe(two)) {
+            Ok(Ok(found)) if matches!(found[..], [two] if (two - 2.0).abs() < 1e-5) => Ok(()),
+            Ok(Ok(found)) => Err(failed(format!("it takes exp 0 + 1 for {found:?}"))),
             Ok(Err(error)) => Err(failed(error.to_string())),
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or_else(|| panic.downcast_ref::<&str>().copied());
                 Err(failed(text.unwrap_or("its driver fails").to_owned()))
             }
+        }
+    }
+
+    /// What went wrong, and what a device of this kind needs.
+    fn with_needs(kind: &str, reason: String) -> String {
+        match kind {
+            "cuda" => format!(
+                "{reason} (kernels need NVIDIA's driver, and libdevice.10.bc of the CUDA toolkit or of the Python package \
+                 nvidia-cuda-nvcc, which is looked for in $CUDA_PATH/nvvm/libdevice or, if CUDA_PATH is not set, in that folder \
+                 of /usr/local/cuda, /opt/cuda, /usr/lib/cuda and /usr)"
+            ),
+            _ => reason,
+        }
+    }
+
+    #[cfg(test)]
+    mod tests {
+        use super::*;
+
+        #[test]
+        fn the_error_of_cuda_says_where_libdevice_is_looked_for() {
+            let found = with_needs("cuda", "libdevice.10.bc was not found".to_owned());
+            for part in ["libdevice.10.bc was not found", "$CUDA_PATH/nvvm/libdevice", "/usr/local/cuda", "driver"] {
+                assert!(found.contains(part), "{found}");
+            }
+            assert_eq!(with_needs("wgpu", "no adapter".to_owned()), "no adapter");
         }
     }
 }

@@ -15,6 +15,7 @@
 
 mod cached;
 mod capabilities;
+mod captured;
 #[cfg(feature = "cube")]
 mod cube;
 mod devices;
@@ -26,7 +27,6 @@ mod matrix;
 // nothing is dispatched to where there is no backend
 mod ops;
 mod pages;
-mod recording;
 mod rows;
 #[cfg(all(test, feature = "flex"))]
 mod tests;
@@ -38,10 +38,10 @@ pub use cached::{append, attend, attend_shared};
 pub use capabilities::{
     allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, largest_buffer, most_rows, runs_ahead,
 };
+pub use captured::CapturedStep;
 pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use ops::{Gelu, Gpt2Ops};
-pub use recording::Recording;
 pub use rows::{Ahead, advance, argmax, layer_norm};
 pub use threads::Threads;
 

@@ -2,11 +2,12 @@
 
 use std::ops::Range;
 
-use burn::backend::ExecutionError;
+use burn::backend::{Dispatch, ExecutionError};
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 
 use crate::capabilities::largest_buffer;
 use crate::elements::Elements;
+use crate::ops::default::as_i32;
 use crate::ops::{Gelu, QUAD, TILE};
 
 /// Element types that a [`PackedMatrix`] holds. What is computed from them is f32; only a GPU's matrix units, which products of
@@ -22,7 +23,7 @@ pub enum WeightFormat {
     /// Half of that, with 8 significant bits.
     Bf16,
     /// A quarter, and 3% for scales: whole numbers from -127 to 127, of which every 64 consecutive inputs of a column have a
-    /// scale in f16 in common. On the CPU, products round their other factor in the same way; on a GPU they do not, and scales
+    /// scale in f16 in common; so a weight is kept to within half a scale, or 3e-8 if that is more. On the CPU, products round their other factor in the same way; on a GPU they do not, and scales
     /// are in f32.
     Int8,
 }
@@ -65,7 +66,7 @@ pub(crate) struct Part {
 }
 
 impl PackedMatrix {
-    /// Packs `[inputs, outputs]`, rounded to `format`.
+    /// Packs `[inputs, outputs]`, of any float type, rounded to `format`.
     pub fn new(matrix: Tensor<2>, format: WeightFormat) -> Self {
         let [inputs, outputs] = matrix.dims();
         let parts = columns_of_parts([inputs, outputs], format, &matrix.device());
@@ -196,13 +197,16 @@ impl PackedMatrix {
         }
     }
 
-    /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32. Behind the last there may be some more, of zeros.
+    /// The columns `ids`, `[N]`, as rows: `[N, inputs]`, in f32; ids may be in any type of integers. Behind the last there may be
+    /// some more, of zeros.
     ///
     /// # Panics
     ///
     /// If there is no such column; a GPU gives some other one instead.
     pub fn columns(&self, ids: Tensor<1, Int>) -> Tensor<2> {
         let [count] = ids.dims();
+        // Where something can be subtracted from them.
+        let ids: Tensor<1, Int> = Tensor::from_dispatch(as_i32::<Dispatch>(ids.into_dispatch()));
         let of_part = |part: &Part| {
             let first = part.columns.start as i64;
             let ids = ids.clone().sub_scalar(first).clamp(0, part.columns.len() as i64 - 1);

@@ -4,6 +4,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{Int, Tensor};
 
 use crate::ops::Gpt2Ops;
+use crate::ops::default::as_i32;
 
 /// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`runs_ahead`](crate::runs_ahead) is true.
 ///
@@ -16,8 +17,8 @@ pub fn layer_norm(x: Tensor<2>, gamma: Tensor<1>, beta: Tensor<1>, epsilon: f64)
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::layer_norm(x.into_dispatch(), gamma, beta, epsilon))
 }
 
-/// The lowest id among the largest logits of each row: `[N, V]` to `[N]`. A row that holds what is not a number may have any
-/// number outside `0..V`.
+/// The lowest id among the largest logits of each row: `[N, V]` to `[N]`. A row that holds what is not a number, or plus infinity,
+/// or nothing that is finite, has -1.
 pub fn argmax(logits: Tensor<2>) -> Tensor<1, Int> {
     Tensor::from_dispatch(<Dispatch as Gpt2Ops>::argmax(logits.into_dispatch()))
 }
@@ -33,8 +34,9 @@ pub struct Ahead {
     pub chosen: Tensor<2, Int>,
 }
 
-/// Takes the likeliest token of each row of `logits`, `[B, V]`. In [`chosen`](Ahead::chosen), a number outside `0..V` stands for
-/// logits that are not numbers.
+/// Takes the likeliest token of each row of `logits`, `[B, V]`. In [`chosen`](Ahead::chosen), -1 stands for logits that are not
+/// numbers, or none of which is finite; in [`ids`](Ahead::ids), there is a token of the vocabulary all the same. Tensors of
+/// other integers come back in i32.
 ///
 /// # Panics
 ///
@@ -46,9 +48,9 @@ pub fn advance(logits: Tensor<2>, ahead: Ahead) -> Ahead {
     assert!(places > 0, "a place for what is chosen");
     let (ids, past, chosen) = <Dispatch as Gpt2Ops>::advance(
         logits.into_dispatch(),
-        ids.into_dispatch(),
-        past.into_dispatch(),
-        chosen.into_dispatch(),
+        as_i32::<Dispatch>(ids.into_dispatch()),
+        as_i32::<Dispatch>(past.into_dispatch()),
+        as_i32::<Dispatch>(chosen.into_dispatch()),
     );
     Ahead { ids: Tensor::from_dispatch(ids), past: Tensor::from_dispatch(past), chosen: Tensor::from_dispatch(chosen) }
 }

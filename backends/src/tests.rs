@@ -1,13 +1,15 @@
 //! The kernels of the CPU against the default bodies.
 
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
 use burn::backend::Flex;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
+use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor, TensorData, f16};
 use proptest::prelude::*;
 
 use crate::elements::Elements;
-use crate::ops::{default, default_int8};
-use crate::{Gelu, PackedMatrix, WeightFormat, append, attend, attend_shared};
+use crate::ops::{GROUP, LEAST_SCALE, default, default_int8};
+use crate::{Ahead, Gelu, PackedMatrix, WeightFormat, advance, append, argmax, attend, attend_shared};
 
 const FORMATS: &[WeightFormat] = &[WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
 
@@ -196,4 +198,227 @@ fn a_matrix_packed_in_pieces_is_the_same() {
 fn formats_take_the_bytes_that_they_say() {
     let bytes = |format| PackedMatrix::new(random([128, 64]), format).bytes();
     assert_eq!(FORMATS.iter().map(|format| bytes(*format)).collect::<Vec<_>>(), [32_768, 16_384, 16_384, 8_448]);
+}
+
+/// Random numbers on any device.
+fn random_on<const D: usize>(shape: [usize; D], device: &Device) -> Tensor<D> {
+    Tensor::from_data(random(shape).into_data(), (device, DType::F32))
+}
+
+/// What a piece of work panics with.
+#[track_caller]
+pub(crate) fn panic_of<T>(work: impl FnOnce() -> T) -> String {
+    let Err(panic) = catch_unwind(AssertUnwindSafe(work)) else { panic!("it went through") };
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned())).unwrap_or_default()
+}
+
+/// Types of integers other than the usual one that a device has.
+pub(crate) fn integer_types(device: &Device) -> Vec<DType> {
+    let all = [DType::I64, DType::I16, DType::I8, DType::U64, DType::U32, DType::U16, DType::U8];
+    all.into_iter().filter(|dtype| device.supports_dtype(*dtype)).collect()
+}
+
+/// Lengths or ids in a type of integers.
+pub(crate) fn integers(values: &[i32], dtype: DType, device: &Device) -> Tensor<1, Int> {
+    Tensor::from_data(TensorData::new(values.to_vec(), [values.len()]), (device, dtype))
+}
+
+/// Everything that takes lengths or ids takes them in any type.
+#[track_caller]
+pub(crate) fn check_integer_types(device: &Device) {
+    let own = || random_on([2, 2, 300, 8], device);
+    let (query, keys, values) = (random_on([2, 2, 120, 8], device), own(), own());
+    let new = random_on([2, 2, 3, 8], device);
+    let packed = PackedMatrix::new(random_on([8, 100], device), WeightFormat::F32);
+    let logits = random_on([2, 50], device);
+    let all = |dtype: DType| {
+        // Lengths with new ones behind them that some of the types do not hold.
+        let past = || integers(&[120, 7], dtype, device);
+        let [after, _] =
+            append([keys.clone(), values.clone()], [new.clone(), new.clone()], Some(&past()), &[120, 7], &[3, 2]);
+        let ahead = Ahead {
+            ids: integers(&[1, 2], dtype, device),
+            past: past(),
+            chosen: integers(&[9; 6], dtype, device).reshape([2, 3]),
+        };
+        let ahead = advance(logits.clone(), ahead);
+        (
+            attend(query.clone(), keys.clone(), values.clone(), past()).into_data(),
+            after.into_data(),
+            packed.columns(integers(&[99, 0, 31], dtype, device)).into_data(),
+            [ahead.ids.into_data(), ahead.past.into_data(), ahead.chosen.into_data()],
+        )
+    };
+    let expected = all(DType::I32);
+    for dtype in integer_types(device) {
+        assert_eq!(all(dtype), expected, "{dtype:?}");
+    }
+}
+
+/// Rows of logits of all kinds, and what is chosen of each.
+#[track_caller]
+pub(crate) fn check_likeliest(device: &Device) {
+    const COUNT: usize = 1000;
+    let row = |others: f32, which: &[(usize, f32)]| {
+        let mut row = vec![others; COUNT];
+        which.iter().for_each(|(at, value)| row[*at] = *value);
+        row
+    };
+    let (bottom, top) = (f32::NEG_INFINITY, f32::INFINITY);
+    let rows = [
+        (row(bottom, &[]), -1),
+        (row(0.0, &[(5, f32::NAN)]), -1),
+        (row(bottom, &[(COUNT - 1, f32::NAN)]), -1),
+        (row(0.0, &[(7, top)]), -1),
+        (row(bottom, &[(300, f32::MIN)]), 300),
+        (row(f32::MIN, &[]), 0),
+        (row(bottom, &[(999, 1.0), (998, -1.0)]), 999),
+        (row(0.0, &[(2, f32::MAX), (900, f32::MAX)]), 2),
+        (row(-1.0, &[(0, bottom)]), 1),
+    ];
+    let expected = rows.each_ref().map(|(_, id)| *id);
+    let logits: Vec<f32> = rows.iter().flat_map(|(row, _)| row.clone()).collect();
+    let logits = Tensor::<2>::from_data(TensorData::new(logits, [rows.len(), COUNT]), device);
+    assert_eq!(argmax(logits.clone()).try_into_vec_as::<i32>().unwrap(), expected);
+
+    let ints = |value: i32| integers(&[value; 9], DType::I32, device);
+    let ahead = Ahead { ids: ints(8), past: ints(3), chosen: integers(&[5; 18], DType::I32, device).reshape([9, 2]) };
+    let Ahead { ids, past, chosen } = advance(logits, ahead);
+    let ids: Vec<i32> = ids.try_into_vec_as().unwrap();
+    let chosen: Vec<i32> = chosen.try_into_vec_as().unwrap();
+    for (row, id) in expected.into_iter().enumerate() {
+        assert_eq!(chosen[2 * row..][..2], [5, id], "row {row}");
+        // What is looked up next is in the vocabulary, whatever was chosen.
+        assert!((0..COUNT as i32).contains(&ids[row]) && (id < 0 || ids[row] == id), "row {row}: {}", ids[row]);
+    }
+    assert_eq!(past.try_into_vec_as::<i32>().unwrap(), [4; 9]);
+}
+
+#[test]
+fn a_row_without_a_finite_logit_has_no_likeliest() {
+    check_likeliest(&Device::flex());
+    #[cfg(feature = "ndarray")]
+    check_likeliest(&crate::device("ndarray").unwrap());
+    let (bottom, half) = (f16::NEG_INFINITY, f16::from_f32);
+    let logits = [[bottom; 3], [half(0.0), f16::NAN, bottom], [bottom, half(-2.0), half(-3.0)]].concat();
+    let logits = Tensor::<2>::from_data(TensorData::new(logits, [3, 3]), (&Device::flex(), DType::F16));
+    assert_eq!(argmax(logits).try_into_vec_as::<i32>().unwrap(), [-1, -1, 1]);
+}
+
+#[test]
+fn keys_of_another_type_than_values_are_refused() {
+    let of = |dtype: DType, len: usize| random([1, 1, len, 64]).cast(dtype);
+    let (whole, half) = (DType::F32, DType::F16);
+    let past = || integers(&[4], DType::I32, &Device::flex());
+    let buffers = panic_of(|| append([of(whole, 8), of(half, 8)], [of(whole, 1), of(whole, 1)], None, &[4], &[1]));
+    let new = panic_of(|| append([of(whole, 8), of(whole, 8)], [of(whole, 1), of(half, 1)], None, &[4], &[1]));
+    let attended = panic_of(|| attend(of(whole, 1), of(whole, 8), of(half, 8), past()));
+    let own = || [of(whole, 8), of(whole, 8)];
+    let shared = panic_of(|| attend_shared(of(whole, 1), [of(half, 3), of(whole, 3)], own(), past()));
+    for text in [buffers, new, attended, shared] {
+        assert!(text.contains("types of") && text.contains("F16"), "{text}");
+    }
+}
+
+#[test]
+fn lengths_and_ids_may_be_in_any_type_of_integers() {
+    assert_eq!(integer_types(&Device::flex()).len(), 7);
+    check_integer_types(&Device::flex());
+}
+
+#[test]
+fn a_negative_length_is_refused() {
+    for time in [1, 16] {
+        let own = || random([1, 2, 20, 8]);
+        let past = integers(&[-4], DType::I32, &Device::flex());
+        let text = panic_of(|| attend(random([1, 2, time, 8]), own(), own(), past));
+        assert!(text.contains("-4"), "{text}");
+    }
+    // With burn's operations, which do not look at it on the host, it is 0.
+    let own = || random([1, 2, 20, 8]).cast(DType::F64);
+    let (query, keys, values) = (own(), own(), own());
+    let of = |past: i32| {
+        let past = ints(&integers(&[past], DType::I32, &Device::flex()));
+        Tensor::<3>::from_primitive::<Flex>(default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), past))
+    };
+    assert_eq!(of(-4).into_data(), of(0).into_data());
+}
+
+#[test]
+fn an_id_that_is_no_column_is_refused() {
+    for format in [WeightFormat::F32, WeightFormat::Int8] {
+        let packed = PackedMatrix::new(random([8, 64]), format);
+        for id in [64, -1] {
+            let text = panic_of(|| packed.columns(integers(&[0, id], DType::I32, &Device::flex())));
+            assert!(text.contains(&id.to_string()), "{text}");
+        }
+    }
+}
+
+#[test]
+fn a_matrix_in_f64_is_packed_in_every_format() {
+    let (matrix, x, bias) = (random([64, 64]), random([3, 64]), random([64]));
+    for format in FORMATS {
+        let product = |matrix: Tensor<2>| PackedMatrix::new(matrix, *format).linear(x.clone(), bias.clone(), None);
+        assert_eq!(
+            product(matrix.clone().cast(DType::F64)).into_data(),
+            product(matrix.clone()).into_data(),
+            "{format:?}"
+        );
+    }
+}
+
+#[test]
+fn groups_of_tiny_weights_are_quantized_alike_by_kernel_and_default_body() {
+    for size in [1e-9, 2e-8, 1e-7, 1e-6, 3.7e-6, 1e-5, 1e-4, 1e-3, 1e-2] {
+        let matrix = random([70, 40]) * size;
+        let packed = PackedMatrix::new(matrix.clone(), WeightFormat::Int8);
+        let Elements::Int8 { weights, scales } = &packed.parts[0].elements else { panic!("it was quantized") };
+        let (words, steps) = default_int8::quantize::<Flex>(flex(&matrix), DType::F16);
+        let (words, steps) =
+            (Tensor::<3, Int>::from_primitive::<Flex>(words), Tensor::<3>::from_primitive::<Flex>(steps));
+        assert_eq!(words.into_data(), weights.clone().into_data(), "{size}");
+        assert_eq!(steps.into_data(), scales.clone().into_data(), "{size}");
+        // No weight is further from its own than half a scale, and no scale larger than f16 has to have it.
+        let ids = integers(&(0..40).collect::<Vec<i32>>(), DType::I32, &Device::flex());
+        let found: Vec<f32> = packed.columns(ids).try_into_vec_as().unwrap(); // [40, 70]
+        let expected: Vec<f32> = matrix.transpose().try_into_vec_as().unwrap();
+        for (found, expected) in found.chunks(70).zip(expected.chunks(70)) {
+            for (found, expected) in found.chunks(GROUP).zip(expected.chunks(GROUP)) {
+                let most = expected.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
+                let scale = (most / 127.0 * 1.001).max(most / 127.0 + LEAST_SCALE);
+                let worst = found.iter().zip(expected).fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
+                assert!(worst <= scale * 0.501, "{worst} of {most}");
+            }
+        }
+    }
+}
+
+/// An infinite key would get a score of minus infinity, and be as if it were not there.
+pub fn check_overflow(device: &Device) {
+    for time in [1, 5, 20] {
+        let new = |values: Vec<f32>| {
+            let [first, rest] = [values[0], values[1]];
+            let values = [vec![first; 4], vec![rest; 4 * (time - 1)]].concat();
+            Tensor::<4>::from_data(TensorData::new(values, [1, 1, time, 4]), device)
+        };
+        let past = || Tensor::<1, Int>::from_data([0_i32], (device, DType::I32));
+        let buffer = || Tensor::<4>::ones([1, 1, 32, 4], (device, DType::F16));
+        for (key, is_kept) in [(65_500.0, true), (70_000.0, false), (-70_000.0, false), (1e30, false)] {
+            let buffers = append([buffer(), buffer()], [new(vec![key, 0.5]), new(vec![1.0, 2.0])], None, &[0], &[time]);
+            let [keys, values] = buffers;
+            let query = new(vec![-key.signum(), -key.signum()]);
+            let found = attend(query, keys, values, past()).try_into_vec_as::<f32>().unwrap();
+            assert!(found.iter().all(|x| x.is_finite() == is_kept), "{key} of {time}: {found:?}");
+        }
+        let [_, values] = append([buffer(), buffer()], [new(vec![1.0, 2.0]), new(vec![1e6, 1.0])], None, &[0], &[time]);
+        let values = values.cast(DType::F32).try_into_vec_as::<f32>().unwrap();
+        assert!(values[..4].iter().all(|x| x.is_nan()) && values[4..].iter().all(|x| x.is_finite()), "{values:?}");
+    }
+}
+
+#[test]
+fn keys_that_a_half_cannot_hold_are_not_left_out_silently() {
+    check_overflow(&Device::flex());
 }

@@ -2,7 +2,7 @@
 //!
 //! A GPU does what it is told while the host already tells it what comes next, as long as the host need not see what came out.
 //! Here each step takes its tokens and its places from buffers on the device and leaves the next ones there; only after
-//! some steps are the tokens read. So every step is launched in the same words, and a device that can record them (CUDA's
+//! some steps are the tokens read. So every step is launched in the same words, and a device that can capture them (CUDA's
 //! graphs) is told them only once.
 
 use std::thread::{self, ThreadId};
@@ -11,16 +11,16 @@ use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::Gpt2;
 use super::span::Span;
-use crate::backends::{self, Recording};
+use crate::backends::{self, CapturedStep};
 use crate::cache::KvCache;
 use crate::{Error, Result};
 
 /// Rows that are decoded ahead.
 #[derive(Debug)]
 pub(crate) struct RunAhead {
-    /// None while a step is being taken, or recorded and not replayed.
+    /// None while a step is being taken, or captured and not replayed.
     state: Option<backends::Ahead>,
-    recording: Recorded,
+    captured: Captured,
     /// Tokens of each row in the cache.
     lens: Vec<usize>,
     /// The newest token of each row.
@@ -30,22 +30,15 @@ pub(crate) struct RunAhead {
 }
 
 #[derive(Debug)]
-enum Recorded {
-    /// The device does not record, or did not want to.
+enum Captured {
+    /// The device does not capture, or refused to.
     Never,
     NotYet,
-    Done(Box<Recording<Kept>>),
+    Done(Box<CapturedStep<Gpt2>>),
 }
 
-/// One that is done, so that the device has all the memory that it takes, and one that is recorded.
-const STEPS_TO_RECORD: usize = 2;
-
-/// What a recorded step reads and writes.
-struct Kept {
-    _model: Gpt2,
-    _cache: Vec<(Tensor<4>, Tensor<4>)>,
-    _state: backends::Ahead,
-}
+/// One that is done, so that the device has all the memory that it takes, and one that is captured.
+const STEPS_TO_CAPTURE: usize = 2;
 
 impl Gpt2 {
     /// Whether [`run_ahead`](Self::run_ahead) saves waiting.
@@ -54,8 +47,8 @@ impl Gpt2 {
     }
 
     /// Rows whose newest tokens are `last`, and of which the cache holds what stands before those; of up to `most` steps at
-    /// a time. Steps are recorded if the device can and it `may` be.
-    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize, may_record: bool) -> RunAhead {
+    /// a time. A step is captured if the device can and it `may` be.
+    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize, may_capture: bool) -> RunAhead {
         let (device, batch) = (self.device(), last.len());
         let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(values.as_slice(), (&device, DType::I32));
         let chosen = TensorData::new(vec![0_i32; batch * most], [batch, most]);
@@ -64,18 +57,18 @@ impl Gpt2 {
             past: ints(cache.lens().iter().map(|len| *len as i32).collect()),
             chosen: Tensor::from_data(chosen, (&device, DType::I32)),
         };
-        let recording = match may_record && Recording::<Kept>::is_possible(&device) {
-            true => Recorded::NotYet,
-            false => Recorded::Never,
+        let captured = match may_capture && CapturedStep::<Self>::is_possible(&device) {
+            true => Captured::NotYet,
+            false => Captured::Never,
         };
         let (lens, last) = (cache.lens().to_vec(), last.to_vec());
-        RunAhead { state: Some(state), recording, lens, last, thread: thread::current().id() }
+        RunAhead { state: Some(state), captured, lens, last, thread: thread::current().id() }
     }
 
     /// The `steps` likeliest next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
     /// are not numbers. The cache then holds all of them but the last.
     ///
-    /// None: the device would not record after all, and what the cache holds is lost.
+    /// None: the device would not capture after all, or the step was not written in place, and what the cache holds is lost.
     ///
     /// # Errors
     ///
@@ -89,15 +82,15 @@ impl Gpt2 {
         let ones = vec![1; ahead.lens.len()];
         let mut taken = 0;
         while taken < steps {
-            cache.check_append(self, &vec![STEPS_TO_RECORD.min(steps - taken); ones.len()])?;
-            taken += match &ahead.recording {
-                Recorded::Done(recording) => {
-                    recording.replay().map_err(failed)?;
+            cache.check_append(self, &vec![STEPS_TO_CAPTURE.min(steps - taken); ones.len()])?;
+            taken += match &ahead.captured {
+                Captured::Done(step) => {
+                    step.replay().map_err(failed)?;
                     cache.advance(&ones);
                     1
                 }
                 // It pays from the next step on.
-                Recorded::NotYet if steps - taken > STEPS_TO_RECORD => match self.record(ahead, cache)? {
+                Captured::NotYet if steps - taken > STEPS_TO_CAPTURE => match self.capture(ahead, cache)? {
                     Some(steps) => steps,
                     None => return Ok(None),
                 },
@@ -128,26 +121,25 @@ impl Gpt2 {
         Ok(1)
     }
 
-    /// Two steps, of which the second is recorded and then replayed; or one, if the device will not hear of it. Returns how many;
-    /// none if it began to record and failed: then it takes all that the step was to write for spoilt.
-    fn record(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<Option<usize>> {
+    /// Two steps, of which the second is captured and then replayed; or one, if the device refuses. Returns how many; none if it
+    /// began to capture and failed: then it takes all that the step was to write for invalid.
+    fn capture(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<Option<usize>> {
         let device = self.device();
-        if Recording::<Kept>::prepare(&device).is_err() {
-            ahead.recording = Recorded::Never;
+        if CapturedStep::<Self>::prepare(&device).is_err() {
+            ahead.captured = Captured::Never;
             return Ok(Some(self.step_ahead(ahead, cache)?));
         }
         self.step_ahead(ahead, cache)?;
         let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        let recording = Recording::new(&device, || {
-            let state = self.compute_ahead(state, cache);
-            ahead.state = Some(state.clone());
-            Kept { _model: self.clone(), _cache: cache.all_buffers(), _state: state }
-        });
-        let Ok(recording) = recording else { return Ok(None) };
-        recording.replay().map_err(failed)?;
+        let step = |model: &Self, cache: &mut KvCache, state| model.compute_ahead(state, cache);
+        let Ok(captured) = CapturedStep::new(&device, self.clone(), cache, state, step, KvCache::all_buffers) else {
+            return Ok(None);
+        };
+        captured.replay().map_err(failed)?;
+        ahead.state = Some(captured.state().clone());
         cache.advance(&vec![1; ahead.lens.len()]);
-        ahead.recording = Recorded::Done(Box::new(recording));
-        Ok(Some(STEPS_TO_RECORD))
+        ahead.captured = Captured::Done(Box::new(captured));
+        Ok(Some(STEPS_TO_CAPTURE))
     }
 
     /// A step, told to the device and no further.

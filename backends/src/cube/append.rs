@@ -1,5 +1,6 @@
 //! New keys and values into the buffers of a cache, in place, and rounded to its element type on the way.
 
+use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
@@ -7,7 +8,7 @@ use cubecl::prelude::*;
 use super::{address_type, element_type, one_thread_each, writable};
 
 /// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). `starts` says where each row's new positions go, and `counts`, if rows have
-/// unequally many, how many of them count; of all rows, `count` do otherwise.
+/// unequally many, how many of them count; of all rows, `count` do otherwise. Both are in i32.
 pub fn append(
     [keys, values]: [CubeTensor; 2],
     [new_keys, new_values]: [CubeTensor; 2],
@@ -20,16 +21,13 @@ pub fn append(
     let starts = into_contiguous(starts);
     let is_ragged = counts.is_some();
     let counts = counts.map_or_else(|| starts.clone(), into_contiguous);
-    let address = address_type(&[&keys, &new_keys]);
+    let address = address_type(&[&keys, &values, &new_keys, &new_values]);
     let (cubes, dim) = one_thread_each(&keys.client, batch * heads * count * head_dim);
-    let dtypes = [
-        element_type(keys.dtype),
-        element_type(new_keys.dtype),
-        element_type(starts.dtype),
-        element_type(counts.dtype),
-    ];
-    // SAFETY: the caller saw to it that what is new fits behind the starts, and what does not count is not written; nothing
-    // else refers to the buffers.
+    let dtypes = [element_type(keys.dtype), element_type(new_keys.dtype)];
+    let is_half = keys.dtype == DType::F16;
+    // SAFETY: `checks::append` made sure that the four have rows, heads and width in common, the two buffers a capacity, and
+    // what is new `count` positions; and the caller that the types of keys are those of values. A position that is not in the
+    // buffers is not written, whatever `starts` says. Nothing else refers to the buffers.
     unsafe {
         append_kernel::launch_unchecked(
             &keys.client,
@@ -44,6 +42,7 @@ pub fn append(
             values.clone().into_tensor_arg(),
             count,
             is_ragged,
+            is_half,
             dtypes,
         );
     }
@@ -51,16 +50,17 @@ pub fn append(
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn append_kernel<C: Numeric, E: Numeric, I: Numeric, J: Numeric>(
+fn append_kernel<C: Numeric, E: Numeric>(
     new_keys: &Tensor<E>,
     new_values: &Tensor<E>,
-    starts: &Tensor<I>,
-    counts: &Tensor<J>,
+    starts: &Tensor<i32>,
+    counts: &Tensor<i32>,
     keys: &mut Tensor<C>,
     values: &mut Tensor<C>,
     count: usize,
     #[comptime] is_ragged: bool,
-    #[define(C, E, I, J)] _dtypes: [ElemType; 4],
+    #[comptime] is_half: bool,
+    #[define(C, E)] _dtypes: [ElemType; 2],
 ) {
     let (batch, heads, head_dim) = (new_keys.shape(0), new_keys.shape(1), new_keys.shape(3));
     let column = ABSOLUTE_POS % head_dim;
@@ -71,17 +71,31 @@ fn append_kernel<C: Numeric, E: Numeric, I: Numeric, J: Numeric>(
     if row < batch {
         let mut counted = count;
         if comptime!(is_ragged) {
-            counted = u32::cast_from(counts[row]) as usize;
+            counted = i32::max(counts[row], 0) as usize;
         }
-        let position = u32::cast_from(starts[row]) as usize + t;
-        if t < counted && position < keys.shape(2) {
+        let start = starts[row];
+        let position = usize::min(i32::max(start, 0) as usize, keys.shape(2)) + t;
+        if start >= 0 && t < counted && position < keys.shape(2) {
             let from = row * new_keys.stride(0) + head * new_keys.stride(1) + t * new_keys.stride(2);
             let to = row * keys.stride(0) + head * keys.stride(1) + position * keys.stride(2) + column * keys.stride(3);
-            keys[to] = C::cast_from(new_keys[from + column * new_keys.stride(3)]);
+            keys[to] = rounded::<E, C>(new_keys[from + column * new_keys.stride(3)], is_half);
             let from = row * new_values.stride(0) + head * new_values.stride(1) + t * new_values.stride(2);
             let to = row * values.stride(0) + head * values.stride(1) + position * values.stride(2);
             let to = to + column * values.stride(3);
-            values[to] = C::cast_from(new_values[from + column * new_values.stride(3)]);
+            values[to] = rounded::<E, C>(new_values[from + column * new_values.stride(3)], is_half);
         }
     }
+}
+
+/// A number as a cache holds it. What is more than the largest half is NaN, and not infinite: see `ops::default::rounded`.
+#[cube]
+fn rounded<E: Numeric, C: Numeric>(number: E, #[comptime] is_half: bool) -> C {
+    let mut rounded = C::cast_from(number);
+    if comptime!(is_half) {
+        let wide = f32::cast_from(number);
+        // Halfway to what would come behind the largest half, and from there on.
+        let bits = select(f32::abs(wide) >= 65_520.0_f32, 0x7fc0_0000_u32, u32::reinterpret(wide));
+        rounded = C::cast_from(f32::reinterpret(bits));
+    }
+    rounded
 }

@@ -6,9 +6,7 @@ use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
 use super::{THREADS, address_type, empty_beside, writable};
-
-/// The id of a row that holds what is not a number, or infinite.
-const NOT_A_NUMBER: i32 = -1;
+use crate::ops::default::NOT_A_NUMBER;
 
 /// See [`Gpt2Ops::argmax`](crate::Gpt2Ops::argmax).
 pub fn argmax(logits: CubeTensor) -> CubeTensor {
@@ -34,11 +32,12 @@ pub fn argmax(logits: CubeTensor) -> CubeTensor {
 /// See [`Gpt2Ops::advance`](crate::Gpt2Ops::advance).
 pub fn advance(logits: CubeTensor, [ids, past, chosen]: [CubeTensor; 3]) -> [CubeTensor; 3] {
     let logits = into_contiguous(logits);
-    let [ids, past, chosen] = [ids, past, chosen].map(|tensor| writable(into_contiguous(tensor)));
+    // In this order, since a copy may have something behind each of its rows.
+    let [ids, past, chosen] = [ids, past, chosen].map(|tensor| into_contiguous(writable(tensor)));
     let (cubes, dim) = one_workgroup_each(&logits.client, logits.meta.shape()[0]);
     let address = address_type(&[&logits, &chosen]);
-    // SAFETY: a workgroup behind the last row does nothing; the tensors have as many rows as the logits, and nothing else
-    // refers to them.
+    // SAFETY: a workgroup behind the last row does nothing; `checks::advance` made sure that the tensors have as many rows as
+    // the logits and a place for what is chosen; nothing else refers to them.
     unsafe {
         advance_kernel::launch_unchecked(
             &ids.client,
@@ -78,7 +77,7 @@ fn advance_kernel(logits: &Tensor<f32>, ids: &mut Tensor<i32>, past: &mut Tensor
         if UNIT_POS == 0 {
             let places = chosen.shape(1);
             let before = past[row];
-            chosen[row * places + before as usize % places] = id;
+            chosen[row * places + i32::max(before, 0) as usize % places] = id;
             // Whatever is looked up next is in the vocabulary.
             ids[row] = i32::max(id, 0);
             past[row] = before + 1;
@@ -86,7 +85,8 @@ fn advance_kernel(logits: &Tensor<f32>, ids: &mut Tensor<i32>, past: &mut Tensor
     }
 }
 
-/// The lowest id among the largest logits of a row, for the first thread of its workgroup.
+/// The lowest id among the largest logits of a row, for the first thread of its workgroup; [`NOT_A_NUMBER`] if there is something
+/// that is not one, or plus infinity, or nothing that is finite.
 #[cube]
 fn likeliest(logits: &Tensor<f32>, row: usize) -> i32 {
     let count = logits.shape(1);
@@ -99,13 +99,15 @@ fn likeliest(logits: &Tensor<f32>, row: usize) -> i32 {
     let mut column = thread;
     while column < count {
         let value = logits[row * count + column];
-        if value > best || (value == best && (column as i32) < id) {
+        // By its bits, since a compiler may take it for granted that there is nothing but numbers.
+        let bits = u32::reinterpret(value);
+        let magnitude = bits & 0x7fff_ffff;
+        let is_finite = magnitude < 0x7f80_0000;
+        if is_finite && (value > best || (value == best && (column as i32) < id)) {
             best = value;
             id = column as i32;
         }
-        // Not a number, or infinite; by its bits, since a compiler may take it for granted that there is none.
-        let bits = u32::reinterpret(value);
-        if bits & 0x7fff_ffff > 0x7f80_0000 || bits == 0x7f80_0000 {
+        if magnitude > 0x7f80_0000 || bits == 0x7f80_0000 {
             best = f32::max_value();
             id = NOT_A_NUMBER;
         }
@@ -127,5 +129,9 @@ fn likeliest(logits: &Tensor<f32>, row: usize) -> i32 {
         sync_cube();
         step /= 2;
     }
-    ids[0]
+    let mut found = ids[0];
+    if found >= count as i32 {
+        found = NOT_A_NUMBER;
+    }
+    found
 }

@@ -7,7 +7,7 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::{address_type, element_type, empty_beside, rows_contiguous};
+use super::{address_type, element_type, empty_beside, readable};
 
 /// Threads of a workgroup, and keys of a block: each thread makes the scores of one of them.
 const BLOCK: usize = 128;
@@ -29,8 +29,8 @@ pub struct Segments {
 /// Whether queries of this shape, `[B, H, T, D]`, have a kernel: a head fits a workgroup, and there are no more of those than any
 /// device launches at once.
 pub fn has_kernel([batch, heads, time, head_dim]: [usize; 4]) -> bool {
-    let is_narrow = head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK;
-    is_narrow && [batch, heads, time].iter().all(|count| *count <= MOST_WORKGROUPS)
+    let fits = head_dim > 0 && head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK;
+    fits && [batch, heads, time].iter().all(|count| *count <= MOST_WORKGROUPS)
 }
 
 /// Elements of a key that are read at once.
@@ -39,9 +39,9 @@ fn vector_size(head_dim: usize) -> usize {
 }
 
 /// See [`Gpt2Ops::attend`](crate::Gpt2Ops::attend) and [`Gpt2Ops::attend_shared`](crate::Gpt2Ops::attend_shared); `query` is in
-/// f32, and `past` says how far each row's own keys are filled, so that their buffers may be longer.
+/// f32, `past` in i32, and it says how far each row's own keys are filled, so that their buffers may be longer.
 pub fn attend(query: CubeTensor, keys: Segments, values: Segments, past: CubeTensor) -> CubeTensor {
-    let query = rows_contiguous(query);
+    let query = readable(query, 1);
     let [batch, heads, time, head_dim]: [usize; 4] = query.meta.shape().dims();
     let output = empty_beside(&query, [batch, time, heads * head_dim], DType::F32);
     let width = vector_size(head_dim);
@@ -56,11 +56,12 @@ pub fn attend(query: CubeTensor, keys: Segments, values: Segments, past: CubeTen
     let shared_values = values.1.unwrap_or_else(|| values.0.clone());
     let (keys, values) = (keys.0, values.0);
     let past = into_contiguous(past);
-    let address = address_type(&[&query, &keys, &values, &shared_keys, &output]);
+    let address = address_type(&[&query, &keys, &values, &shared_keys, &shared_values, &output]);
     let cubes = CubeCount::Static(heads as u32, batch as u32, time.div_ceil(queries) as u32);
-    let dtypes = [element_type(keys.dtype), element_type(past.dtype)];
-    // SAFETY: a row's past and new tokens are in its buffers, as whoever appended them made sure, and nothing behind them is
-    // read; queries behind the last read the last and are not written.
+    let dtype = element_type(keys.dtype);
+    // SAFETY: `checks::attention` and `checks::shared` made sure that keys and values have the rows, heads and width of the
+    // queries, and the caller that all four are of one type. Positions behind the shared and the own ones are not read,
+    // whatever `past` says; queries behind the last read the last and are not written.
     unsafe {
         attend_kernel::launch_unchecked(
             &output.client,
@@ -79,37 +80,27 @@ pub fn attend(query: CubeTensor, keys: Segments, values: Segments, past: CubeTen
             queries,
             head_dim,
             has_shared,
-            dtypes,
+            dtype,
         );
     }
     output
 }
 
-/// In memory so that vectors of `width` elements can be read.
-fn readable(tensor: CubeTensor, width: usize) -> CubeTensor {
-    let strides = tensor.meta.strides();
-    let (last, others) = (strides[3], &strides[..3]);
-    match last == 1 && others.iter().all(|stride| stride % width == 0) {
-        true => tensor,
-        false => into_contiguous(tensor),
-    }
-}
-
 #[cube(launch_unchecked, address_type = "dynamic")]
 #[allow(unused_assignments)] // kernels have no variable without a value
-fn attend_kernel<C: Numeric, I: Numeric, N: Size>(
+fn attend_kernel<C: Numeric, N: Size>(
     query: &Tensor<f32>,
     keys: &Tensor<Vector<C, N>>,
     values: &Tensor<Vector<C, N>>,
     shared_keys: &Tensor<Vector<C, N>>,
     shared_values: &Tensor<Vector<C, N>>,
-    past: &Tensor<I>,
+    past: &Tensor<i32>,
     output: &mut Tensor<f32>,
     scale: f32,
     #[comptime] queries: usize,
     #[comptime] head_dim: usize,
     #[comptime] has_shared: bool,
-    #[define(C, I)] _dtypes: [ElemType; 2],
+    #[define(C)] _dtype: ElemType,
 ) {
     let width = keys.vector_size();
     let lanes = comptime!(head_dim / width);
@@ -139,7 +130,8 @@ fn attend_kernel<C: Numeric, I: Numeric, N: Size>(
     if comptime!(has_shared) {
         known = shared_keys.shape(2);
     }
-    let before = known + u32::cast_from(past[row]) as usize;
+    // A length that is negative, or beyond the buffer, is as near to what it says as can be.
+    let before = known + usize::min(i32::max(past[row], 0) as usize, keys.shape(2));
     let end = usize::min(before + usize::min(first + queries, time), known + keys.shape(2));
     let of_row = (row * keys.stride(0) + head * keys.stride(1)) / width;
     let of_row_values = (row * values.stride(0) + head * values.stride(1)) / width;

@@ -1,15 +1,14 @@
 //! Products of few rows with a quantized matrix. The other factor stays in f32: what limits these products is how many bytes of
 //! weights are read, not the arithmetic.
 
-use burn::tensor::DType;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::gelu::{Activation, activate};
-use super::linear::{Epilogue, rows_at_once};
+use super::gelu::Activation;
+use super::linear::rows_at_once;
+use super::product::{Epilogue, Operands, write_sums};
 use super::weight::{COLUMNS, whole};
-use super::{THREADS, address_type, element_type, empty_beside};
+use super::{THREADS, address_type, element_type, readable};
 use crate::ops::{GROUP, QUAD};
 
 /// Threads that share the inputs of a column.
@@ -23,17 +22,16 @@ pub fn few_rows_int8(
     outputs: usize,
     epilogue: Epilogue,
 ) -> CubeTensor {
-    let x = into_contiguous(x);
-    let [rows, tiles] = [x.meta.shape()[0], weights.meta.shape()[0]];
-    let output = empty_beside(&x, [rows, outputs], DType::F32);
-    let at_once = rows_at_once(&x, rows, 1);
-    let bias = into_contiguous(epilogue.bias);
-    let adds = epilogue.residual.is_some();
-    let residual = epilogue.residual.map_or_else(|| bias.clone(), into_contiguous);
+    let tiles = weights.meta.shape()[0];
+    let (weights, scales) = (readable(weights, 1), readable(scales, 1));
+    let operands = Operands::new(x, outputs, epilogue);
+    let at_once = rows_at_once(&operands, 1);
+    let Operands { x, bias, residual, output, activation, adds } = operands;
     let address = address_type(&[&x, &weights, &output]);
-    let cubes = CubeCount::Static(rows.div_ceil(at_once) as u32, tiles as u32, 1);
+    let cubes = CubeCount::Static(x.meta.shape()[0].div_ceil(at_once) as u32, tiles as u32, 1);
     let dtype = element_type(scales.dtype);
-    // SAFETY: as for few_rows; inputs behind the last, in the last word of a column, are not read.
+    // SAFETY: as for few_rows, and `checks::product` made sure that there are words and scales for all inputs; those behind the
+    // last, in the last word of a column, are not read from x.
     unsafe {
         few_rows_int8_kernel::launch_unchecked(
             &output.client,
@@ -47,7 +45,7 @@ pub fn few_rows_int8(
             residual.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             at_once,
-            epilogue.activation,
+            activation,
             adds,
             dtype,
         );
@@ -68,7 +66,7 @@ fn few_rows_int8_kernel<S: Numeric>(
     #[comptime] adds: bool,
     #[define(S)] _dtype: ElemType,
 ) {
-    let (inputs, outputs, rows) = (x.shape(1), output.shape(1), output.shape(0));
+    let (inputs, rows) = (x.shape(1), output.shape(0));
     let quads = weights.shape(1);
     let first = CUBE_POS_X as usize * at_once;
     let tile = CUBE_POS_Y as usize;
@@ -106,23 +104,5 @@ fn few_rows_int8_kernel<S: Numeric>(
     for r in 0..at_once {
         shared[r * THREADS + part * COLUMNS + column] = sums[r];
     }
-    sync_cube();
-    let mut element = UNIT_POS as usize;
-    while element < comptime!(at_once * COLUMNS) {
-        let (r, column) = (element / COLUMNS, element % COLUMNS);
-        let (row, of_all) = (first + r, tile * COLUMNS + column);
-        if row < rows && of_all < outputs {
-            let mut sum = 0.0_f32;
-            for part in 0..PARTS {
-                sum += shared[r * THREADS + part * COLUMNS + column];
-            }
-            let at = row * outputs + of_all;
-            let mut value = activate(sum + bias[of_all], activation);
-            if comptime!(adds) {
-                value += residual[at];
-            }
-            output[at] = value;
-        }
-        element += THREADS;
-    }
+    write_sums(&shared, first, tile, bias, residual, output, at_once, PARTS, activation, adds);
 }

@@ -1,23 +1,13 @@
 //! Products of few rows, which decoding and verification are made of: every weight is read once, and what it is multiplied
 //! with stays in registers.
 
-use burn::tensor::DType;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::gelu::{Activation, activate};
+use super::gelu::Activation;
+use super::product::{Epilogue, Operands, write_sums};
 use super::weight::COLUMNS;
-use super::{THREADS, address_type, element_type, empty_beside};
-
-/// What follows a product.
-pub struct Epilogue {
-    /// `[outputs]`.
-    pub bias: CubeTensor,
-    pub activation: Activation,
-    /// `[N, outputs]`.
-    pub residual: Option<CubeTensor>,
-}
+use super::{THREADS, address_type, element_type, readable};
 
 /// Most rows that go through the kernel of this file; of more, every block of them would read the weights again.
 pub const FEW: usize = 16;
@@ -28,20 +18,19 @@ pub const FEW: usize = 16;
 /// eight of them each, and share the inputs out among themselves; each adds up its part, and at the end the parts are added in
 /// the order of the threads. So among few rows, an element does not depend on how many there are.
 pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epilogue) -> CubeTensor {
-    let x = into_contiguous(x);
-    let [rows, count] = [x.meta.shape()[0], tiles.meta.shape()[0]];
-    let output = empty_beside(&x, [rows, outputs], DType::F32);
+    let count = tiles.meta.shape()[0];
+    let operands = Operands::new(x, outputs, epilogue);
     let width = vector_size(&tiles);
-    let at_once = rows_at_once(&x, rows, width);
+    let tiles = readable(tiles, width);
+    let at_once = rows_at_once(&operands, width);
     let parts = THREADS / (COLUMNS / width);
-    let bias = into_contiguous(epilogue.bias);
-    let adds = epilogue.residual.is_some();
-    let residual = epilogue.residual.map_or_else(|| bias.clone(), into_contiguous);
+    let Operands { x, bias, residual, output, activation, adds } = operands;
     let address = address_type(&[&x, &tiles, &output]);
-    let cubes = CubeCount::Static(rows.div_ceil(at_once) as u32, count as u32, 1);
+    let cubes = CubeCount::Static(x.meta.shape()[0].div_ceil(at_once) as u32, count as u32, 1);
     let dtype = element_type(tiles.dtype);
     // SAFETY: rows behind the last are read from the last, columns behind the last of a tile are zeros that are there, and
-    // neither is written; tiles has as many inputs as x.
+    // neither is written; `checks::product` made sure that the tiles are those of `outputs` columns and have as many inputs as x,
+    // and that bias and residual have the shape of the result.
     unsafe {
         few_rows_kernel::launch_unchecked(
             &output.client,
@@ -56,7 +45,7 @@ pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epil
             output.clone().into_tensor_arg(),
             at_once,
             parts,
-            epilogue.activation,
+            activation,
             adds,
             dtype,
         );
@@ -66,12 +55,12 @@ pub fn few_rows(x: CubeTensor, tiles: CubeTensor, outputs: usize, epilogue: Epil
 
 /// Rows that a workgroup makes whose threads have `width` columns each: as many as there are, up to what half of its shared
 /// memory holds the parts of, so that two of them are at work at a time.
-pub fn rows_at_once(x: &CubeTensor, rows: usize, width: usize) -> usize {
-    let shared = x.client.properties().hardware.max_shared_memory_size;
+pub fn rows_at_once(operands: &Operands, width: usize) -> usize {
+    let shared = operands.x.client.properties().hardware.max_shared_memory_size;
     let fit = shared / 2 / (THREADS * width * size_of::<f32>());
     // Of the smallest devices, one takes all of it.
     let most = [8, 4].into_iter().find(|most| *most <= fit).unwrap_or(2);
-    rows.next_power_of_two().min(most)
+    operands.rows().next_power_of_two().min(most)
 }
 
 /// Weights that a thread reads at once: 16 bytes of them, where the device can.
@@ -94,8 +83,7 @@ fn few_rows_kernel<W: Numeric, N: Size>(
 ) {
     let width = tiles.vector_size();
     let lanes = comptime!(COLUMNS / width);
-    let (inputs, outputs) = (x.shape(1), output.shape(1));
-    let rows = output.shape(0);
+    let (inputs, rows) = (x.shape(1), output.shape(0));
     let first = CUBE_POS_X as usize * at_once;
     let tile = CUBE_POS_Y as usize;
     let lane = UNIT_POS as usize % lanes;
@@ -127,23 +115,5 @@ fn few_rows_kernel<W: Numeric, N: Size>(
             shared[(r * parts + part) * COLUMNS + lane * width + n] = sums[r].extract(n);
         }
     }
-    sync_cube();
-    let mut element = UNIT_POS as usize;
-    while element < comptime!(at_once * COLUMNS) {
-        let (r, column) = (element / COLUMNS, element % COLUMNS);
-        let (row, of_all) = (first + r, tile * COLUMNS + column);
-        if row < rows && of_all < outputs {
-            let mut sum = 0.0_f32;
-            for part in 0..parts {
-                sum += shared[(r * parts + part) * COLUMNS + column];
-            }
-            let at = row * outputs + of_all;
-            let mut value = activate(sum + bias[of_all], activation);
-            if comptime!(adds) {
-                value += residual[at];
-            }
-            output[at] = value;
-        }
-        element += THREADS;
-    }
+    write_sums(&shared, first, tile, bias, residual, output, at_once, parts, activation, adds);
 }

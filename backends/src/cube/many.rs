@@ -2,15 +2,13 @@
 //!
 //! In plain f32 arithmetic, whatever matrix units the device has: f32 stays exact.
 
-use burn::tensor::DType;
-use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-use super::gelu::{Activation, activate};
-use super::linear::Epilogue;
+use super::gelu::Activation;
+use super::product::{Epilogue, Operands, write};
 use super::weight::{COLUMNS, weight_at};
-use super::{THREADS, address_type, element_type, empty_beside};
+use super::{THREADS, address_type, element_type, readable};
 
 /// Columns that a thread makes.
 const WIDTH: usize = 4;
@@ -30,21 +28,21 @@ pub fn many_rows(
     outputs: usize,
     epilogue: Epilogue,
 ) -> CubeTensor {
-    let x = into_contiguous(x);
-    let [rows, tiles] = [x.meta.shape()[0], weights.meta.shape()[0]];
-    let output = empty_beside(&x, [rows, outputs], DType::F32);
-    let bias = into_contiguous(epilogue.bias);
-    let adds = epilogue.residual.is_some();
-    let residual = epilogue.residual.map_or_else(|| bias.clone(), into_contiguous);
+    let tiles = weights.meta.shape()[0];
+    let operands = Operands::new(x, outputs, epilogue);
+    let rows = operands.rows();
+    let Operands { x, bias, residual, output, activation, adds } = operands;
     let is_int8 = scales.is_some();
-    let scales = scales.unwrap_or_else(|| bias.clone());
+    let weights = readable(weights, 1);
+    let scales = scales.map_or_else(|| bias.clone(), |scales| readable(scales, 1));
     // Rows that a thread makes: more read less of the weights, as long as there are enough workgroups.
     let each = rows.div_ceil(GROUPS).next_power_of_two().min(4);
     let address = address_type(&[&x, &weights, &output]);
     let cubes = CubeCount::Static(rows.div_ceil(GROUPS * each) as u32, tiles as u32, 1);
     let dtypes = [element_type(weights.dtype), element_type(scales.dtype)];
-    // SAFETY: what stands behind the last row, input or output is neither read nor written; the weights have as many
-    // inputs as x.
+    // SAFETY: what stands behind the last row, input or output is neither read nor written; `checks::product` made sure that the
+    // weights are those of `outputs` columns and have as many inputs as x, and that bias and residual have the shape of the
+    // result.
     unsafe {
         many_rows_kernel::launch_unchecked(
             &output.client,
@@ -58,7 +56,7 @@ pub fn many_rows(
             residual.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             each,
-            epilogue.activation,
+            activation,
             adds,
             is_int8,
             dtypes,
@@ -143,12 +141,7 @@ fn many_rows_kernel<W: Numeric, S: Numeric>(
         for n in 0..WIDTH {
             let column = tile * COLUMNS + lane * WIDTH + n;
             if row < rows && column < outputs {
-                let at = row * outputs + column;
-                let mut value = activate(sums[r * WIDTH + n] + bias[column], activation);
-                if comptime!(adds) {
-                    value += residual[at];
-                }
-                output[at] = value;
+                write(sums[r * WIDTH + n], row, column, bias, residual, output, activation, adds);
             }
         }
     }

@@ -10,6 +10,7 @@
 mod append;
 mod argmax;
 mod attend;
+mod checks;
 mod columns;
 mod gelu;
 mod int8;
@@ -17,12 +18,14 @@ mod linear;
 mod many;
 mod norm;
 mod ops;
+mod product;
 #[cfg(test)]
 mod tests;
 mod units;
 mod weight;
 
 use burn::tensor::{DType, Shape};
+use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::ir::{ElemType, FloatKind, IntKind};
@@ -41,18 +44,17 @@ fn address_type(tensors: &[&CubeTensor]) -> AddressType {
     tensors.iter().map(|tensor| tensor.required_address_type()).max().unwrap_or_default()
 }
 
-/// A float or an integer of 32 bits as kernels are compiled for it.
+/// A type of weights, keys or values as kernels are compiled for it.
 ///
 /// # Panics
 ///
-/// For other types, of which no weight, key or id is.
+/// For other types, which [`checks`] keeps away.
 fn element_type(dtype: DType) -> ElemType {
     match dtype {
         DType::F32 => ElemType::Float(FloatKind::F32),
         DType::F16 => ElemType::Float(FloatKind::F16),
         DType::BF16 => ElemType::Float(FloatKind::BF16),
         DType::I32 => ElemType::Int(IntKind::I32),
-        DType::I64 => ElemType::Int(IntKind::I64),
         _ => panic!("no kernel reads {dtype:?}"),
     }
 }
@@ -68,10 +70,11 @@ fn writable(buffer: CubeTensor) -> CubeTensor {
     if buffer.can_mut() && buffer.is_nonoverlapping() { buffer } else { buffer.copy() }
 }
 
-/// The last dimension's elements one behind the other; of those before it, any strides.
-fn rows_contiguous(tensor: CubeTensor) -> CubeTensor {
-    match tensor.meta.strides().last() {
-        Some(1) | None => tensor,
-        Some(_) => burn_cubecl::kernel::into_contiguous(tensor),
-    }
+/// In memory so that vectors of `width` elements of the last dimension can be read; of those before it, any strides.
+fn readable(tensor: CubeTensor, width: usize) -> CubeTensor {
+    let is_readable = match tensor.meta.strides().split_last() {
+        Some((last, others)) => *last == 1 && others.iter().all(|stride| stride % width == 0),
+        None => true,
+    };
+    if is_readable { tensor } else { into_contiguous(tensor) }
 }

@@ -14,7 +14,8 @@ pub fn layer_norm(x: CubeTensor, gamma: CubeTensor, beta: CubeTensor, epsilon: f
     let output = empty_beside(&x, [rows, width], DType::F32);
     let cubes = cubecl::calculate_cube_count_elemwise(&x.client, rows * THREADS, CubeDim::new_1d(THREADS as u32));
     let address = address_type(&[&x, &output]);
-    // SAFETY: a workgroup behind the last row does nothing; gamma and beta are as long as a row.
+    // SAFETY: a workgroup behind the last row does nothing; `checks::layer_norm` made sure that gamma and beta are as long as a
+    // row.
     unsafe {
         layer_norm_kernel::launch_unchecked(
             &output.client,

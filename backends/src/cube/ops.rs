@@ -1,4 +1,5 @@
-//! The kernels behind [`Gpt2Ops`].
+//! The kernels behind [`Gpt2Ops`]: what they are given is [checked](super::checks), and what none of them reads goes to the default
+//! bodies.
 
 use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;
@@ -9,14 +10,17 @@ use burn_cubecl::CubeBackend;
 use super::append::append;
 use super::argmax::{advance, argmax};
 use super::attend::{Segments, attend, has_kernel};
+use super::checks::{self, After, Matrix, is_stored_float};
 use super::columns::columns;
 use super::gelu::Activation;
 use super::int8::few_rows_int8;
-use super::linear::{Epilogue, FEW, few_rows};
+use super::linear::{FEW, few_rows};
 use super::many::many_rows;
 use super::norm::layer_norm;
+use super::product::Epilogue;
 use super::units;
-use crate::ops::{Gelu, Gpt2Ops, default, default_int8};
+use crate::ops::default::as_i32;
+use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
 type Tensor = FloatTensor<CubeBackend>;
 type Ints = IntTensor<CubeBackend>;
@@ -28,23 +32,32 @@ impl Gpt2Ops for CubeBackend {
     }
 
     fn packed_linear(x: Tensor, tiles: Tensor, bias: Tensor, outputs: usize, gelu: Option<Gelu>) -> Tensor {
-        match are_f32(&[&x, &bias]) {
+        let matrix = Matrix::Packed(&tiles);
+        checks::product(&x, &matrix, outputs, &After { bias: &bias, residual: None });
+        match are_f32(&[&x, &bias]) && matrix.has_kernels() {
             true => packed_product(x, tiles, outputs, epilogue(bias, gelu, None), gelu),
             false => default::packed_linear::<Self>(x, tiles, bias, outputs, gelu),
         }
     }
 
     fn packed_linear_add(x: Tensor, tiles: Tensor, bias: Tensor, residual: Tensor) -> Tensor {
-        let [_, outputs] = residual.shape().dims();
-        match are_f32(&[&x, &bias, &residual]) {
+        let [outputs] = bias.shape().dims();
+        let matrix = Matrix::Packed(&tiles);
+        checks::product(&x, &matrix, outputs, &After { bias: &bias, residual: Some(&residual) });
+        match are_f32(&[&x, &bias, &residual]) && matrix.has_kernels() {
             true => packed_product(x, tiles, outputs, epilogue(bias, None, Some(residual)), None),
             false => default::packed_linear_add::<Self>(x, tiles, bias, residual),
         }
     }
 
     fn packed_columns(tiles: Tensor, ids: Ints) -> Tensor {
-        let [_, inputs, _] = tiles.shape().dims();
-        columns(tiles, None, ids, inputs)
+        let [count, inputs, _] = tiles.shape().dims();
+        let matrix = Matrix::Packed(&tiles);
+        checks::columns(&matrix, &ids, inputs);
+        match matrix.has_kernels() {
+            true => columns(tiles, None, as_i32::<Self>(ids), inputs),
+            false => default::packed_columns::<Self>(tiles, within(ids, count * TILE)),
+        }
     }
 
     fn quantize(matrix: Tensor) -> (Ints, Tensor) {
@@ -62,22 +75,32 @@ impl Gpt2Ops for CubeBackend {
         outputs: usize,
         gelu: Option<Gelu>,
     ) -> Tensor {
-        match are_f32(&[&x, &bias]) {
+        let matrix = Matrix::Quantized(&weights, &scales);
+        checks::product(&x, &matrix, outputs, &After { bias: &bias, residual: None });
+        match are_f32(&[&x, &bias]) && matrix.has_kernels() {
             true => quantized_product(x, weights, scales, outputs, epilogue(bias, gelu, None)),
             false => default_int8::linear::<Self>(x, weights, scales, bias, outputs, gelu),
         }
     }
 
     fn quantized_linear_add(x: Tensor, weights: Ints, scales: Tensor, bias: Tensor, residual: Tensor) -> Tensor {
-        let [_, outputs] = residual.shape().dims();
-        match are_f32(&[&x, &bias, &residual]) {
+        let [outputs] = bias.shape().dims();
+        let matrix = Matrix::Quantized(&weights, &scales);
+        checks::product(&x, &matrix, outputs, &After { bias: &bias, residual: Some(&residual) });
+        match are_f32(&[&x, &bias, &residual]) && matrix.has_kernels() {
             true => quantized_product(x, weights, scales, outputs, epilogue(bias, None, Some(residual))),
             false => default_int8::linear_add::<Self>(x, weights, scales, bias, residual),
         }
     }
 
     fn quantized_columns(weights: Ints, scales: Tensor, ids: Ints, inputs: usize) -> Tensor {
-        columns(weights, Some(scales), ids, inputs)
+        let matrix = Matrix::Quantized(&weights, &scales);
+        checks::columns(&matrix, &ids, inputs);
+        let [count, _, _] = weights.shape().dims();
+        match matrix.has_kernels() {
+            true => columns(weights, Some(scales), as_i32::<Self>(ids), inputs),
+            false => default_int8::columns::<Self>(weights, scales, within(ids, count * TILE), inputs),
+        }
     }
 
     fn append(
@@ -86,28 +109,34 @@ impl Gpt2Ops for CubeBackend {
         new_keys: Tensor,
         new_values: Tensor,
         past: Ints,
-        _starts: Vec<usize>,
+        starts: Vec<usize>,
         counts: Vec<usize>,
     ) -> (Tensor, Tensor) {
+        checks::append([&keys, &values], [&new_keys, &new_values], &past, &starts, &counts);
         let most = counts.iter().copied().max().unwrap_or(0);
         if most == 0 {
             return (keys, values);
+        }
+        if !are_of_one_type(&[&keys, &values]) || !are_of_one_type(&[&new_keys, &new_values]) {
+            let keys = default::append::<Self>(keys, new_keys, &starts, &counts);
+            return (keys, default::append::<Self>(values, new_values, &starts, &counts));
         }
         let ragged = counts.iter().any(|count| *count < most).then(|| {
             let counts: Vec<i32> = counts.iter().map(|count| *count as i32).collect();
             let len = counts.len();
             Self::int_from_data(TensorData::new(counts, [len]), &keys.device())
         });
-        let [keys, values] = append([keys, values], [new_keys, new_values], past, ragged, most);
+        let [keys, values] = append([keys, values], [new_keys, new_values], as_i32::<Self>(past), ragged, most);
         (keys, values)
     }
 
     fn attend(query: Tensor, keys: Tensor, values: Tensor, past: Ints) -> Tensor {
-        let shape: [usize; 4] = query.shape().dims();
-        if !are_f32(&[&query]) || !has_kernel(shape) {
+        let shape = checks::attention(&query, &keys, &values, &past);
+        if !are_f32(&[&query]) || !has_kernel(shape) || !are_of_one_type(&[&keys, &values]) {
             return default::attend::<Self>(query, keys, values, past);
         }
-        attend(query, Segments { own: keys, shared: None }, Segments { own: values, shared: None }, past)
+        let (keys, values) = (Segments { own: keys, shared: None }, Segments { own: values, shared: None });
+        attend(query, keys, values, as_i32::<Self>(past))
     }
 
     fn attend_shared(
@@ -118,16 +147,21 @@ impl Gpt2Ops for CubeBackend {
         values: Tensor,
         past: Ints,
     ) -> Tensor {
-        let shape: [usize; 4] = query.shape().dims();
-        let is_one_type = shared_keys.dtype() == keys.dtype() && shared_values.dtype() == values.dtype();
+        let shape = checks::attention(&query, &keys, &values, &past);
+        if checks::shared(shape, &shared_keys, &shared_values) == 0 {
+            return <Self as Gpt2Ops>::attend(query, keys, values, past);
+        }
+        let is_one_type = are_of_one_type(&[&shared_keys, &shared_values, &keys, &values]);
         if !are_f32(&[&query]) || !has_kernel(shape) || !is_one_type {
             return default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past);
         }
         let keys = Segments { own: keys, shared: Some(shared_keys) };
-        attend(query, keys, Segments { own: values, shared: Some(shared_values) }, past)
+        let values = Segments { own: values, shared: Some(shared_values) };
+        attend(query, keys, values, as_i32::<Self>(past))
     }
 
     fn layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: f64) -> Tensor {
+        checks::layer_norm(&x, &gamma, &beta);
         match are_f32(&[&x, &gamma, &beta]) {
             true => layer_norm(x, gamma, beta, epsilon as f32),
             false => default::layer_norm::<Self>(x, gamma, beta, epsilon),
@@ -135,10 +169,12 @@ impl Gpt2Ops for CubeBackend {
     }
 
     fn argmax(logits: Tensor) -> Ints {
+        checks::logits(&logits);
         if are_f32(&[&logits]) { argmax(logits) } else { default::argmax::<Self>(logits) }
     }
 
     fn advance(logits: Tensor, ids: Ints, past: Ints, chosen: Ints) -> (Ints, Ints, Ints) {
+        checks::advance(&logits, &ids, &past, &chosen);
         let are_i32 = [&ids, &past, &chosen].iter().all(|tensor| tensor.dtype() == DType::I32);
         if !are_f32(&[&logits]) || !are_i32 {
             return default::advance::<Self>(logits, past, chosen);
@@ -150,6 +186,17 @@ impl Gpt2Ops for CubeBackend {
 
 fn are_f32(tensors: &[&Tensor]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+/// Of one type, and of one that kernels read.
+fn are_of_one_type(tensors: &[&Tensor]) -> bool {
+    let dtype = tensors[0].dtype();
+    is_stored_float(dtype) && tensors.iter().all(|tensor| tensor.dtype() == dtype)
+}
+
+/// Ids of columns that are there: burn's own kernels take what they are given for such.
+fn within(ids: Ints, columns: usize) -> Ints {
+    CubeBackend::int_clamp(as_i32::<CubeBackend>(ids), 0.into(), (columns as i64 - 1).into())
 }
 
 fn epilogue(bias: Tensor, gelu: Option<Gelu>, residual: Option<Tensor>) -> Epilogue {

@@ -3,10 +3,15 @@
 
 use std::io::Write;
 
+use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 
-use crate::{Gelu, PackedMatrix, WeightFormat, append, argmax, attend, attend_shared, layer_norm, runs_ahead};
+use crate::tests::{check_integer_types, check_likeliest, check_overflow, integer_types, integers};
+use crate::{
+    Ahead, Gelu, Gpt2Ops, PackedMatrix, WeightFormat, advance, append, argmax, attend, attend_shared, layer_norm,
+    runs_ahead,
+};
 
 /// Some device that is not the CPU's; none if there is none, which is said.
 fn gpu() -> Option<Device> {
@@ -214,4 +219,209 @@ fn a_matrix_that_is_too_large_for_a_buffer_is_cut() {
     assert_eq!(product.len(), 2 * outputs);
     let worst = (0..2 * outputs).map(|at| (product[at] - column(at % outputs)).abs()).fold(0.0, f32::max);
     assert!(worst < 1e-5, "{worst}");
+}
+
+#[test]
+fn a_row_without_a_finite_logit_has_no_likeliest() {
+    let Some(gpu) = gpu() else { return };
+    check_likeliest(&gpu);
+}
+
+#[test]
+fn lengths_and_ids_may_be_in_any_type_of_integers() {
+    let Some(gpu) = gpu() else { return };
+    if integer_types(&gpu).is_empty() {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: the GPU has one type of integers");
+    }
+    check_integer_types(&gpu);
+}
+
+/// On the CPU it would be refused; here the host does not see it.
+#[test]
+fn a_negative_length_is_none_and_one_beyond_all_keys_is_theirs() {
+    let Some(gpu) = gpu() else { return };
+    for time in [1, 16] {
+        let part = |len: usize, seed: u64| on(&random([1, 2, len, 8], seed), &gpu);
+        let of = |past: i32| {
+            attend(part(time, 1), part(20, 2), part(20, 3), integers(&[past], DType::I32, &gpu)).into_data()
+        };
+        let of_shared = |past: i32| {
+            let past = integers(&[past], DType::I32, &gpu);
+            attend_shared(part(time, 1), [part(9, 4), part(9, 5)], [part(20, 2), part(20, 3)], past).into_data()
+        };
+        for (past, expected) in [(-1, 0), (-4, 0), (i32::MIN, 0), (i32::MAX, 20), (i32::MAX - 3, 20)] {
+            assert_eq!(of(past), of(expected), "{past} before {time}");
+            assert_eq!(of_shared(past), of_shared(expected), "{past} before {time}");
+        }
+    }
+    // What would be written before the beginning is not written at all.
+    let part = |len: usize, seed: u64| on(&random([1, 2, len, 8], seed), &gpu);
+    let past = integers(&[-1], DType::I32, &gpu);
+    let found = append([part(6, 1), part(6, 2)], [part(3, 3), part(3, 4)], Some(&past), &[0], &[3]);
+    assert_eq!(found.map(Tensor::into_data), [part(6, 1), part(6, 2)].map(Tensor::into_data));
+}
+
+/// The kernels have one type for both; so these go to the default bodies, of which one keeps to each buffer's own.
+#[test]
+fn keys_of_another_type_than_values_are_read_and_written_right() {
+    let Some(gpu) = gpu() else { return };
+    if !gpu.supports_dtype(DType::F16) {
+        let _ = writeln!(std::io::stderr(), "SKIPPED: the GPU has no f16");
+        return;
+    }
+    let part = |len: usize, seed: u64| random([1, 1, len, 64], seed);
+    let half = |tensor: Tensor<4>| tensor.cast(DType::F16);
+    for is_swapped in [false, true] {
+        let order = |pair: [Tensor<4>; 2]| {
+            let [a, b] = pair;
+            if is_swapped { [b, a] } else { [a, b] }
+        };
+        let appended = |device: &Device| {
+            let [keys, values] =
+                order([part(8, 1), half(part(8, 2))]).map(|tensor| on(&tensor, device).into_dispatch());
+            let [new_keys, new_values] =
+                order([half(part(1, 3)), part(1, 4)]).map(|tensor| on(&tensor, device).into_dispatch());
+            let past = ints(&[4], device).into_dispatch();
+            let (keys, values) =
+                <Dispatch as Gpt2Ops>::append(keys, values, new_keys, new_values, past, vec![4], vec![1]);
+            [keys, values].map(|tensor| Tensor::<4>::from_dispatch(tensor).into_data())
+        };
+        assert_eq!(appended(&gpu), appended(&cpu()));
+        let attended = |device: &Device| {
+            let [keys, values] =
+                order([part(8, 1), half(part(8, 2))]).map(|tensor| on(&tensor, device).into_dispatch());
+            let (query, past) = (on(&part(2, 5), device).into_dispatch(), ints(&[4], device).into_dispatch());
+            Tensor::<3>::from_dispatch(<Dispatch as Gpt2Ops>::attend(query, keys, values, past))
+        };
+        assert_close(attended(&gpu), attended(&cpu()), 1e-3);
+    }
+}
+
+/// A copy of what somebody holds may lie otherwise in memory.
+#[test]
+fn a_step_goes_on_right_if_somebody_holds_its_state() {
+    let Some(gpu) = gpu() else { return };
+    let of = |device: &Device| {
+        let logits = on(&random([3, 70], 1), device);
+        let chosen = Tensor::from_data(TensorData::new((0..15).collect::<Vec<i32>>(), [3, 5]), (device, DType::I32));
+        let ahead = Ahead { ids: ints(&[1, 2, 3], device), past: ints(&[4, 5, 13], device), chosen };
+        let held = ahead.clone();
+        let mut found = Vec::new();
+        for Ahead { ids, past, chosen } in [advance(logits, ahead), held] {
+            for tensor in [ids.try_into_vec_as::<i32>(), past.try_into_vec_as(), chosen.try_into_vec_as()] {
+                found.push(tensor.unwrap());
+            }
+        }
+        found
+    };
+    assert_eq!(of(&gpu), of(&cpu()));
+}
+
+/// Safe code that calls the operations themselves, with what a kernel would read or write out of bounds: all of it is refused.
+#[test]
+#[cfg(not(feature = "fusion"))] // which has threads of its own for it
+fn operations_refuse_what_does_not_fit_together() {
+    use crate::tests::panic_of;
+    type Ops = Dispatch;
+
+    let Some(gpu) = gpu() else { return };
+    let floats = |shape: &[usize]| {
+        let zeros = TensorData::zeros::<f32, _>(shape.to_vec());
+        match shape.len() {
+            1 => Tensor::<1>::from_data(zeros, (&gpu, DType::F32)).into_dispatch(),
+            2 => Tensor::<2>::from_data(zeros, (&gpu, DType::F32)).into_dispatch(),
+            3 => Tensor::<3>::from_data(zeros, (&gpu, DType::F32)).into_dispatch(),
+            _ => Tensor::<4>::from_data(zeros, (&gpu, DType::F32)).into_dispatch(),
+        }
+    };
+    let words = |shape: [usize; 3]| Tensor::<3, Int>::zeros(shape, (&gpu, DType::I32)).into_dispatch();
+    let some = |count: usize| ints(&vec![0; count], &gpu).into_dispatch();
+    let places = |shape: [usize; 2]| Tensor::<2, Int>::zeros(shape, (&gpu, DType::I32)).into_dispatch();
+    let refused =
+        |what: &str, text: String| assert!(text.contains("and not") || text.contains("positions"), "{what}: {text}");
+
+    // (x, tiles, bias, outputs), of which [2, 16], [2, 16, 32], [40] and 40 fit.
+    let linear = |x: &[usize], tiles: &[usize], bias: usize, outputs: usize| {
+        let [x, tiles, bias] = [floats(x), floats(tiles), floats(&[bias])];
+        Ops::packed_linear(x, tiles, bias, outputs, None)
+    };
+    drop(linear(&[2, 16], &[2, 16, 32], 40, 40));
+    refused("inputs", panic_of(|| linear(&[1, 4096], &[2, 16, 32], 40, 40)));
+    refused("inputs of many rows", panic_of(|| linear(&[40, 4096], &[2, 16, 32], 40, 40)));
+    refused("tiles", panic_of(|| linear(&[2, 16], &[2, 16, 32], 4000, 4000)));
+    refused("more tiles", panic_of(|| linear(&[2, 16], &[9, 16, 32], 40, 40)));
+    refused("width of tiles", panic_of(|| linear(&[2, 16], &[2, 16, 8], 40, 40)));
+    refused("bias", panic_of(|| linear(&[2, 16], &[2, 16, 32], 4, 40)));
+    let add = |residual: &[usize], bias: usize| {
+        Ops::packed_linear_add(floats(&[2, 16]), floats(&[2, 16, 32]), floats(&[bias]), floats(residual))
+    };
+    drop(add(&[2, 40], 40));
+    refused("residual", panic_of(|| add(&[1, 40], 40)));
+    refused("bias beside a residual", panic_of(|| add(&[2, 40], 4)));
+
+    // (inputs, words, scales), of which 70, [2, 18, 32] and [2, 2, 32] fit.
+    let quantized = |inputs: usize, quads: usize, groups: usize| {
+        let (words, scales) = (words([2, quads, 32]), floats(&[2, groups, 32]));
+        Ops::quantized_linear(floats(&[2, inputs]), words, scales, floats(&[40]), 40, None)
+    };
+    drop(quantized(70, 18, 2));
+    refused("words", panic_of(|| quantized(700, 18, 2)));
+    refused("scales", panic_of(|| quantized(70, 18, 1)));
+    let columns = |quads: usize, groups: usize, inputs: usize| {
+        Ops::quantized_columns(words([2, quads, 32]), floats(&[2, groups, 32]), some(3), inputs)
+    };
+    drop(columns(18, 2, 70));
+    refused("words of columns", panic_of(|| columns(18, 2, 700)));
+    refused("scales of columns", panic_of(|| columns(18, 1, 70)));
+
+    // (buffers, new, start, count), of which [2, 3, 9, 8], [2, 3, 2, 8], 7 and 2 fit.
+    let append = |keys: &[usize], values: &[usize], new: &[usize], start: usize, count: usize| {
+        let past = some(new[0]);
+        let (starts, counts) = (vec![start; new[0]], vec![count; new[0]]);
+        Ops::append(floats(keys), floats(values), floats(new), floats(new), past, starts, counts)
+    };
+    let (buffer, new) = ([2, 3, 9, 8], [2, 3, 2, 8]);
+    drop(append(&buffer, &buffer, &new, 7, 2));
+    refused("heads", panic_of(|| append(&buffer, &buffer, &[2, 30, 2, 8], 7, 2)));
+    refused("width", panic_of(|| append(&buffer, &buffer, &[2, 3, 2, 80], 7, 2)));
+    refused("rows", panic_of(|| append(&buffer, &buffer, &[20, 3, 2, 8], 7, 2)));
+    refused("capacity of values", panic_of(|| append(&buffer, &[2, 3, 4, 8], &new, 7, 2)));
+    refused("end", panic_of(|| append(&buffer, &buffer, &new, 8, 2)));
+    refused("a start that overflows", panic_of(|| append(&buffer, &buffer, &new, usize::MAX, 2)));
+    refused("count", panic_of(|| append(&buffer, &buffer, &new, 0, 3)));
+
+    let attend = |query: &[usize], keys: &[usize], values: &[usize], lens: usize| {
+        Ops::attend(floats(query), floats(keys), floats(values), some(lens))
+    };
+    drop(attend(&new, &buffer, &buffer, 2));
+    refused("one row of keys", panic_of(|| attend(&new, &[1, 3, 9, 8], &[1, 3, 9, 8], 2)));
+    refused("heads of keys", panic_of(|| attend(&new, &[2, 1, 9, 8], &[2, 1, 9, 8], 2)));
+    refused("values", panic_of(|| attend(&new, &buffer, &[2, 3, 4, 8], 2)));
+    refused("lengths", panic_of(|| attend(&new, &buffer, &buffer, 1)));
+    let shared = |keys: &[usize], values: &[usize]| {
+        Ops::attend_shared(floats(&new), floats(keys), floats(values), floats(&buffer), floats(&buffer), some(2))
+    };
+    drop(shared(&[1, 3, 5, 8], &[1, 3, 5, 8]));
+    refused("shared heads", panic_of(|| shared(&[1, 2, 5, 8], &[1, 2, 5, 8])));
+    refused("shared values", panic_of(|| shared(&[1, 3, 5, 8], &[1, 3, 4, 8])));
+
+    let norm = |width: usize| Ops::layer_norm(floats(&[2, 16]), floats(&[width]), floats(&[16]), 1e-5);
+    drop(norm(16));
+    refused("gamma", panic_of(|| norm(4)));
+    refused("logits", panic_of(|| Ops::argmax(floats(&[5]))));
+    let advance = |ids: usize, past: usize, chosen: [usize; 2]| {
+        Ops::advance(floats(&[2, 16]), some(ids), some(past), places(chosen))
+    };
+    drop(advance(2, 2, [2, 4]));
+    refused("ids", panic_of(|| advance(1, 2, [2, 4])));
+    refused("past", panic_of(|| advance(2, 1, [2, 4])));
+    refused("places", panic_of(|| advance(2, 2, [1, 4])));
+}
+
+#[test]
+fn keys_that_a_half_cannot_hold_are_not_left_out_silently() {
+    let Some(gpu) = gpu() else { return };
+    if crate::check_dtype(&gpu, DType::F16).is_ok() {
+        check_overflow(&gpu);
+    }
 }

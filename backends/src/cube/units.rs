@@ -8,7 +8,7 @@ use burn_cubecl::CubeBackend;
 use burn_cubecl::kernel::matmul::{MatmulStrategy, matmul};
 use burn_cubecl::tensor::CubeTensor;
 
-use super::linear::Epilogue;
+use super::product::Epilogue;
 use crate::ops::{Gelu, default};
 
 /// With fewer rows, bringing the weights into the order that they want costs more than they save.

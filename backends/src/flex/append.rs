@@ -1,5 +1,6 @@
 //! New keys and values into the buffers of a cache, in place.
 
+use burn::tensor::ElementConversion;
 use rayon::prelude::*;
 
 use super::attend::View;
@@ -33,6 +34,10 @@ pub fn append<E: Element>(
         assert!(starts[row] + counts[row] <= capacity, "{} behind {} of {capacity}", counts[row], starts[row]);
         for (position, to) in positions.enumerate() {
             to.copy_from_slice(new.position(row, head, position, head_dim));
+            // As `ops::default::rounded` says.
+            if E::OVERFLOWS {
+                to.iter_mut().filter(|x| E::widen(&[**x])[0].is_infinite()).for_each(|x| *x = f32::NAN.elem());
+            }
         }
     });
 }

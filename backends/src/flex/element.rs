@@ -11,6 +11,9 @@ use super::lanes::LANES;
 
 /// An element type of weights.
 pub trait Element: burn::tensor::Element + bytemuck::Pod {
+    /// Whether numbers that f32 holds are infinite in it.
+    const OVERFLOWS: bool = false;
+
     /// The same numbers in f32.
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];
 
@@ -40,6 +43,8 @@ impl Element for bf16 {
 }
 
 impl Element for f16 {
+    const OVERFLOWS: bool = true;
+
     /// By moving the bits to where f32 has them and multiplying by 2^112 for the other bias of the exponent, which is right
     /// for subnormal numbers too; infinity and NaN come out finite from that, and get their exponent back.
     #[inline(always)]

@@ -72,7 +72,8 @@ impl Gpt2Ops for Flex {
         let [count, inputs, width] = tiles.shape().dims();
         with_element!(tiles.dtype(), E if true => {
             let packed = Packed::new(elements::<E>(&tiles), inputs, count * width);
-            rows_of(&integers(&ids), inputs, |id| packed.column(id).map(|element| E::widen(&[element])[0]))
+            let ids = ids_below(count * width, &ids);
+            rows_of(&ids, inputs, |id| packed.column(id).map(|element| E::widen(&[element])[0]))
         }, _ => default::packed_columns::<Self>(tiles, ids))
     }
 
@@ -85,7 +86,7 @@ impl Gpt2Ops for Flex {
             let groups = inputs.div_ceil(int8::GROUP);
             let words = Tensor::from_data(TensorData::new(words, [tiles, quads, TILE]));
             (words, Tensor::from_data(TensorData::new(scales, [tiles, groups, TILE])))
-        }, _ => default_int8::quantize::<Self>(matrix, DType::F16))
+        }, _ => Self::quantize(default::cast::<Self>(matrix, DType::F32)))
     }
 
     fn quantized_linear(
@@ -123,7 +124,7 @@ impl Gpt2Ops for Flex {
     fn quantized_columns(weights: IntTensor<Self>, scales: Tensor, ids: IntTensor<Self>, inputs: usize) -> Tensor {
         let [tiles, _, _] = weights.shape().dims();
         let matrix = Quantized::new(elements(&weights), elements(&scales), [inputs, tiles * TILE]);
-        rows_of(&integers(&ids), inputs, |id| matrix.column(id))
+        rows_of(&ids_below(tiles * TILE, &ids), inputs, |id| matrix.column(id))
     }
 
     fn append(
@@ -226,13 +227,13 @@ fn attend_over(
         assert_eq!(keys.shape().dims(), [1, heads, count, head_dim], "shape of the shared keys");
         assert_eq!(values.shape(), keys.shape(), "shape of the shared values");
     }
+    let lens = integers(&past);
     let mut cached = vec![&values];
     cached.extend(shared.iter().flat_map(|(keys, values)| [keys, values]));
     let is_fit = query.dtype() == DType::F32 && cached.iter().all(|tensor| tensor.dtype() == dtype);
     with_element!(dtype, E if is_fit => {
         let (query, keys, values) = (rows_contiguous(query), rows_contiguous(keys), rows_contiguous(values));
         let shared = shared.map(|(keys, values)| (rows_contiguous(keys), rows_contiguous(values)));
-        let past = integers(&past);
         let attention = Attention {
             query: view::<f32>(&query),
             shared: shared.as_ref().map(|(keys, values)| {
@@ -240,7 +241,7 @@ fn attend_over(
                 (Segment { keys: view::<E>(keys), values: view(values) }, count)
             }),
             own: Segment { keys: view(&keys), values: view(&values) },
-            past: &past,
+            past: &lens,
             keys: count,
             shape: [batch, heads, time, head_dim],
         };
@@ -289,14 +290,36 @@ trait Stored: burn::tensor::Element + bytemuck::Pod {}
 
 impl<E: burn::tensor::Element + bytemuck::Pod> Stored for E {}
 
+/// Ids of columns.
+///
+/// # Panics
+///
+/// If one of them is not among the first `count`.
+fn ids_below(count: usize, ids: &IntTensor<Flex>) -> Vec<usize> {
+    let ids = integers(ids);
+    if let Some(id) = ids.iter().find(|id| **id >= count) {
+        panic!("there is no column {id} among {count}");
+    }
+    ids
+}
+
+/// Ids or lengths, in any type of integers.
+///
+/// # Panics
+///
+/// If one of them is negative.
 fn integers(tensor: &IntTensor<Flex>) -> Vec<usize> {
     let tensor = tensor.to_contiguous();
+    let natural = |integer: i64| {
+        usize::try_from(integer)
+            .unwrap_or_else(|_| panic!("{integer} is neither a length nor an id: those are from 0 on"))
+    };
     match tensor.dtype() {
-        DType::I32 => elements::<i32>(&tensor).iter().map(|&x| x as usize).collect(),
+        DType::I32 => elements::<i32>(&tensor).iter().map(|integer| natural(i64::from(*integer))).collect(),
         _ => {
             let data = tensor.into_data().convert::<i64>();
             let integers = data.as_slice::<i64>().expect("they were converted to i64");
-            integers.iter().map(|&x| x as usize).collect()
+            integers.iter().map(|integer| natural(*integer)).collect()
         }
     }
 }

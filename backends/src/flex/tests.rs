@@ -300,3 +300,21 @@ fn a_number_that_is_not_finite_reaches_the_sums_of_its_row_and_no_others() {
         }
     }
 }
+
+/// Also one that cannot be added to.
+#[test]
+fn a_length_beyond_all_keys_sees_all_of_them() {
+    let (heads, head_dim, keys) = (2, 8, 20);
+    for time in [1, 16] {
+        let query = Buffer::<f32>::new([1, heads, time, head_dim], 0, 5);
+        let own = [6, 7].map(|seed| Buffer::<f32>::new([1, heads, keys, head_dim], 0, seed));
+        let of = |past: usize| {
+            let mut out = vec![f32::NAN; time * heads * head_dim];
+            let (query, own, past) = (query.view(), segment(&own, false), &[past]);
+            let attention = Attention { query, shared: None, own, past, keys, shape: [1, heads, time, head_dim] };
+            attend(Arch::new(), attention, &mut out);
+            bits(&out)
+        };
+        assert_eq!(of(usize::MAX - 3), of(keys));
+    }
+}

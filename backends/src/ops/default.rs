@@ -66,7 +66,24 @@ pub fn packed_linear_add<B: Backend>(
 pub fn packed_columns<B: Backend>(tiles: FloatTensor<B>, ids: IntTensor<B>) -> FloatTensor<B> {
     let [count, _, _] = tiles.shape().dims();
     let matrix = unpack::<B>(tiles, count * TILE, DType::F32);
-    B::float_transpose(B::float_select(matrix, 1, ids))
+    B::float_transpose(B::float_select(matrix, 1, as_i32::<B>(ids)))
+}
+
+/// Ids or lengths in i32, where arithmetic on them does not overflow; those that it cannot hold are as large as can be.
+pub(crate) fn as_i32<B: Backend>(integers: IntTensor<B>) -> IntTensor<B> {
+    let most = i64::from(i32::MAX);
+    let bounded = match integers.dtype() {
+        DType::I32 => return integers,
+        DType::I64 => B::int_clamp(integers, i64::from(i32::MIN).into(), most.into()),
+        DType::U32 | DType::U64 => B::int_clamp_max(integers, most.into()),
+        _ => integers,
+    };
+    B::int_cast(bounded, IntDType::I32)
+}
+
+/// Lengths, none of them negative.
+fn lengths<B: Backend>(past: IntTensor<B>) -> IntTensor<B> {
+    B::int_clamp_min(as_i32::<B>(past), 0.into())
 }
 
 /// The keys or the values of [`Gpt2Ops::append`](super::Gpt2Ops::append).
@@ -76,7 +93,7 @@ pub fn append<B: Backend>(
     starts: &[usize],
     counts: &[usize],
 ) -> FloatTensor<B> {
-    let new = cast::<B>(new, buffer.dtype());
+    let new = rounded::<B>(new, buffer.dtype());
     let [batch, heads, _, head_dim] = new.shape().dims();
     let all = |rows: std::ops::Range<usize>, positions: std::ops::Range<usize>| {
         [rows, 0..heads, positions, 0..head_dim].map(Slice::from)
@@ -137,6 +154,17 @@ pub(crate) fn unpack<B: Backend>(tiles: FloatTensor<B>, outputs: usize, dtype: D
     cast::<B>(matrix, dtype)
 }
 
+/// Keys or values in the element type of a cache. What is more than the largest half becomes NaN there: were it infinite, a key
+/// could get a score of minus infinity and be left out of everything without a word; NaN is seen in the logits.
+pub(crate) fn rounded<B: Backend>(new: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    let new = cast::<B>(new, dtype);
+    if dtype != DType::F16 {
+        return new;
+    }
+    let infinite = B::float_is_inf(new.clone(), BoolStore::Native.into());
+    B::float_mask_fill(new, infinite, f64::NAN.into())
+}
+
 pub(crate) fn cast<B: Backend>(tensor: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
     if tensor.dtype() == dtype { tensor } else { B::float_cast(tensor, dtype.into()) }
 }
@@ -163,6 +191,7 @@ fn masked_scores<B: Backend>(query: FloatTensor<B>, keys: FloatTensor<B>, past: 
     let query = B::float_div_scalar(query, (head_dim as f64).sqrt().into());
     let scores = B::float_matmul(query, B::float_swap_dims(keys, 2, 3)); // [B, H, T, L]
 
+    let past = lengths::<B>(past);
     let (device, dtype) = (past.device(), past.dtype());
     let shape = Shape::new([batch, heads, time, count]);
     let ramp = |len: usize| B::int_arange(0..len as i64, &device, dtype.into());
@@ -202,10 +231,25 @@ pub fn layer_norm<B: Backend>(
     B::float_add(B::float_mul(B::float_div(centred, deviation), row(gamma)), row(beta))
 }
 
+/// The id of a row of logits that are not numbers, or none of which is finite.
+pub(crate) const NOT_A_NUMBER: i32 = -1;
+
 /// See [`Gpt2Ops::argmax`](super::Gpt2Ops::argmax).
 pub fn argmax<B: Backend>(logits: FloatTensor<B>) -> IntTensor<B> {
-    let [rows, _] = logits.shape().dims();
-    B::int_cast(B::int_reshape(B::float_argmax(logits, 1, IntDType::I32), Shape::new([rows])), IntDType::I32)
+    let ([rows, columns], device) = (logits.shape().dims(), logits.device());
+    if columns == 0 {
+        return B::int_full(Shape::new([rows]), NOT_A_NUMBER.into(), &device, IntDType::I32);
+    }
+    let store = bool_store::<B>(&device);
+    // Of what is not a number, every comparison is false. What it is replaced by loses against all that is finite, so that a
+    // backend's own opinion of its order does not matter.
+    let is_bad = B::bool_not(B::float_lower_elem(logits.clone(), f64::INFINITY.into(), store));
+    let logits = B::float_mask_fill(logits, is_bad.clone(), f64::NEG_INFINITY.into());
+    let most = B::float_max_dim(logits.clone(), 1);
+    let has_none = B::float_lower_equal_elem(most, f64::NEG_INFINITY.into(), store);
+    let is_flagged = B::bool_or(B::bool_any_dim(is_bad, 1), has_none);
+    let ids = B::int_cast(B::float_argmax(logits, 1, IntDType::I32), IntDType::I32);
+    B::int_reshape(B::int_mask_fill(ids, is_flagged, NOT_A_NUMBER.into()), Shape::new([rows]))
 }
 
 /// See [`Gpt2Ops::advance`](super::Gpt2Ops::advance).
@@ -219,12 +263,14 @@ pub fn advance<B: Backend>(
     let wide = |ints: IntTensor<B>, dims: [usize; 2]| {
         B::int_expand(B::int_reshape(ints, Shape::new(dims)), Shape::new([batch, places]))
     };
-    let place = B::int_remainder_scalar(past.clone(), (places as i64).into());
+    let place = B::int_remainder_scalar(lengths::<B>(past.clone()), (places as i64).into());
     let device = past.device();
-    let ramp = B::int_arange(0..places as i64, &device, past.dtype().into());
+    let ramp = B::int_arange(0..places as i64, &device, IntDType::I32);
     let is_here = B::int_equal(wide(ramp, [1, places]), wide(place, [batch, 1]), bool_store::<B>(&device));
-    let chosen = B::int_mask_where(chosen, is_here, wide(ids.clone(), [batch, 1]));
-    (ids, B::int_add_scalar(past, 1.into()), chosen)
+    let of_row = B::int_cast(ids.clone(), chosen.dtype().into());
+    let chosen = B::int_mask_where(chosen, is_here, wide(of_row, [batch, 1]));
+    // Whatever is looked up next is in the vocabulary.
+    (B::int_clamp_min(ids, 0.into()), B::int_add_scalar(past, 1.into()), chosen)
 }
 
 /// How a device stores truth values: not all have a type for them.

@@ -5,7 +5,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, Shape, Slice};
 
 use super::default::{bool_store, cast, finish};
-use super::{GROUP, Gelu, TILE};
+use super::{GROUP, Gelu, LEAST_SCALE, MOST_STEPS, TILE};
 
 /// Below, the numbers of a group count as 0.
 const TINY: f64 = 1e-30;
@@ -16,8 +16,7 @@ pub fn quantize<B: Backend>(matrix: FloatTensor<B>, of_scales: DType) -> (IntTen
     let (groups, tiles) = (inputs.div_ceil(GROUP), outputs.div_ceil(TILE));
     let matrix = lengthen::<B>(lengthen::<B>(cast::<B>(matrix, DType::F32), 0, groups * GROUP), 1, tiles * TILE);
     let grouped = B::float_reshape(matrix, Shape::new([groups, GROUP, tiles, TILE]));
-    let scales = B::float_div_scalar(largest::<B>(grouped.clone(), 1), 127.0.into()); // [groups, 1, tiles, 32]
-    let scales = cast::<B>(scales, of_scales);
+    let scales = rounded_scales::<B>(largest::<B>(grouped.clone(), 1), of_scales); // [groups, 1, tiles, 32]
     let wide = B::float_expand(cast::<B>(scales.clone(), DType::F32), grouped.shape());
     let is_zero = B::float_lower_equal_elem(wide.clone(), 0.0.into(), bool_store::<B>(&wide.device()));
     let whole = B::float_mask_fill(B::float_div(grouped, wide), is_zero, 0.0.into());
@@ -43,6 +42,20 @@ pub fn quantize<B: Backend>(matrix: FloatTensor<B>, of_scales: DType) -> (IntTen
     let words = B::int_reshape(words, Shape::new([quads, tiles, TILE]));
     let scales = B::float_reshape(scales, Shape::new([groups, tiles, TILE]));
     (B::int_permute(words, &[1, 0, 2]), B::float_permute(scales, &[1, 0, 2]))
+}
+
+/// The largest magnitudes of groups divided by 127, in a type that the device has. Among the least numbers of f16 the steps are
+/// so coarse that the nearest one may be far too small for its group, or 0: then it is the next one.
+fn rounded_scales<B: Backend>(most: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    let scales = cast::<B>(B::float_div_scalar(most.clone(), 127.0.into()), dtype);
+    if dtype != DType::F16 {
+        return scales;
+    }
+    let scales = cast::<B>(scales, DType::F32);
+    let store = bool_store::<B>(&scales.device());
+    let is_too_small = B::float_lower(B::float_mul_scalar(scales.clone(), MOST_STEPS.into()), most, store);
+    let next = B::float_add_scalar(scales.clone(), f64::from(LEAST_SCALE).into());
+    cast::<B>(B::float_mask_where(scales, is_too_small, next), dtype)
 }
 
 /// See [`Gpt2Ops::quantized_linear`](super::Gpt2Ops::quantized_linear).

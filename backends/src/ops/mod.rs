@@ -24,6 +24,12 @@ pub(crate) const GROUP: usize = 64;
 /// Inputs of a column of a quantized matrix that are in one word.
 pub(crate) const QUAD: usize = 4;
 
+/// The least scale of a group of weights, and the step between the least ones: the smallest number above 0 in f16, 2^-24.
+pub(crate) const LEAST_SCALE: f32 = 5.960_464_5e-8;
+
+/// As many scales a weight may be away from 0 to be cut to 127 of them at the cost of half a scale, which rounding costs anyway.
+pub(crate) const MOST_STEPS: f32 = 127.5;
+
 /// The forms of the Gaussian error linear unit (Hendrycks and Gimpel, 2016).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Gelu {
@@ -82,7 +88,8 @@ pub trait Gpt2Ops: Backend {
         default::packed_linear_add::<Self>(x, tiles, bias, residual)
     }
 
-    /// Columns `ids`, `[N]`, of a packed matrix, as rows `[N, inputs]` in f32.
+    /// Columns `ids`, `[N]`, of a packed matrix, as rows `[N, inputs]` in f32. For an id outside of it the CPU panics; a GPU
+    /// gives some other column.
     #[fusion(dtype = DType::F32, shape = Shape::new([ids[0], tiles[1]]))]
     fn packed_columns(tiles: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
         default::packed_columns::<Self>(tiles, ids)
@@ -119,7 +126,8 @@ pub trait Gpt2Ops: Backend {
         default_int8::linear_add::<Self>(x, weights, scales, bias, residual)
     }
 
-    /// Columns `ids`, `[N]`, of a quantized matrix with `inputs` rows, as rows `[N, inputs]` in f32.
+    /// Columns `ids`, `[N]`, of a quantized matrix with `inputs` rows, as rows `[N, inputs]` in f32; ids as for
+    /// [`packed_columns`](Self::packed_columns).
     #[fusion(dtype = DType::F32, shape = Shape::new([ids[0], *inputs]))]
     fn quantized_columns(
         weights: IntTensor<Self>,
@@ -149,7 +157,8 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of
-    /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`.
+    /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`. For a negative length the CPU panics; a GPU takes
+    /// it for 0.
     #[fusion(dtype = query, shape = Shape::new([query[0], query[2], query[1] * query[3]]))]
     fn attend(
         query: FloatTensor<Self>,
@@ -185,8 +194,8 @@ pub trait Gpt2Ops: Backend {
         default::layer_norm::<Self>(x, gamma, beta, epsilon)
     }
 
-    /// The lowest id among the largest logits of each row: `[N, V]` to `[N]` in i32. A row that holds what is not a number
-    /// may have any number outside `0..V`.
+    /// The lowest id among the largest logits of each row: `[N, V]` to `[N]` in i32. A row that holds what is not a number, or
+    /// plus infinity, or nothing that is finite, has -1.
     #[fusion(dtype = DType::I32, shape = Shape::new([logits[0]]))]
     fn argmax(logits: FloatTensor<Self>) -> IntTensor<Self> {
         default::argmax::<Self>(logits)
@@ -194,8 +203,8 @@ pub trait Gpt2Ops: Backend {
 
     /// A step of greedy decoding that stays on the device: the likeliest token of each row of `logits`, `[B, V]`, goes to
     /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at place `past[b] % N`; then `past`, `[B]`, is one more. All are in i32, and
-    /// written in place if nothing else refers to them. `chosen` gets a number outside `0..V` for a row that holds what is not
-    /// a number, `ids` one of some token.
+    /// written in place if nothing else refers to them. For a row that has no such token (see [`argmax`](Self::argmax)),
+    /// `chosen` gets -1, and `ids` that of some token.
     #[fusion(meta = |_, ids, past, chosen| (ids.clone(), past.clone(), chosen.clone()))]
     fn advance(
         logits: FloatTensor<Self>,

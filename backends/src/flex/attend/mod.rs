@@ -123,6 +123,6 @@ struct Scratch {
 impl<E> Attention<'_, E> {
     /// Own keys that query `t` of a row sees.
     fn visible(&self, row: usize, t: usize) -> usize {
-        (self.past[row] + t + 1).min(self.keys)
+        self.past[row].saturating_add(t + 1).min(self.keys)
     }
 }

@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{GROUP, QUAD, QUADS};
 use crate::flex::element::Element;
-use crate::ops::TILE;
+use crate::ops::{MOST_STEPS, TILE};
 use crate::pages::zeroed;
 
 /// What is added to a weight, so that its byte has no sign.
@@ -53,9 +53,10 @@ impl<'a> Quantized<'a> {
 
 /// Words and scales of a matrix: `at(input, output)` is an element.
 ///
-/// A group's scale is its largest weight divided by 127, rounded to f16: that weight is 127 or -127, or cut to it where the
-/// rounding is coarse, which is for groups without a weight above a thousandth or so. If one of its weights is not finite,
-/// nor is its scale, and so nothing that is computed from it.
+/// A group's scale is its largest weight divided by 127, rounded to f16: that weight is 127 or -127. In groups without a weight
+/// above a thousandth or so, where rounding is coarse, the scale may be larger, and is never less than f16's smallest number:
+/// so each weight is within half a scale of its own. If one of a group's weights is not finite, nor is its scale, and so
+/// nothing that is computed from it.
 pub fn quantize(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 + Sync) -> (Vec<i32>, Vec<f16>) {
     let (of_column, groups) = (inputs.div_ceil(QUAD), inputs.div_ceil(GROUP));
     let tiles = outputs.div_ceil(TILE);
@@ -89,8 +90,13 @@ pub fn quantize(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 
 /// The largest magnitude divided by 127; not finite if a weight is not.
 fn scale(weights: &[f32]) -> f16 {
     // As whole numbers, magnitudes have the same order, and NaN is the largest.
-    let most = weights.iter().map(|weight| weight.abs().to_bits()).max().unwrap_or(0);
-    f16::from_f32(f32::from_bits(most) / 127.0)
+    let most = f32::from_bits(weights.iter().map(|weight| weight.abs().to_bits()).max().unwrap_or(0));
+    let nearest = f16::from_f32(most / 127.0);
+    // Never so for what is not finite, nor where f16 has its 11 significant bits.
+    match nearest.to_f32() * MOST_STEPS < most {
+        true => f16::from_bits(nearest.to_bits() + 1),
+        false => nearest,
+    }
 }
 
 /// Four weights, each with 128 added, in a word.
@@ -105,6 +111,7 @@ fn word(weights: &[f32; QUAD], scale: f32) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ops::LEAST_SCALE;
 
     #[test]
     fn a_weight_is_within_half_a_step_of_its_own() {
@@ -124,6 +131,34 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Their scale would be less than half of f16's smallest number, or would be rounded to a multiple of it that is far from it.
+    #[test]
+    fn groups_of_tiny_weights_are_kept_to_half_a_scale_that_f16_can_hold() {
+        for most in (-40..0).map(|exponent| 1.37 * 2.0_f32.powi(exponent)).chain([3.7e-6, 3.8e-6, 7.6e-6, 1.1e-5]) {
+            // The largest is among them, of either sign.
+            let at = |input: usize, output: usize| {
+                most * ((input * 37 + output * 11) % 64) as f32 / 63.0 * [1.0, -1.0][input % 2]
+            };
+            let (quads, scales) = quantize(64, 32, at);
+            let matrix = Quantized::new(&quads, &scales, [64, 32]);
+            for (output, scale) in scales.iter().enumerate() {
+                let step = scale.to_f32();
+                let wanted = most / 127.0;
+                assert!(
+                    step >= wanted * 0.996 && step <= (wanted + LEAST_SCALE).max(wanted * 1.001),
+                    "{step} of {most}"
+                );
+                for (input, found) in matrix.column(output).enumerate() {
+                    let distance = (found - at(input, output)).abs();
+                    assert!(distance <= step * 0.5001, "[{input}, {output}] of {most}: {found}");
+                }
+            }
+        }
+        // Nothing else is another number than it was.
+        let (_, scales) = quantize(64, 1, |input, _| input as f32 * 1e-3);
+        assert_eq!(scales[0], f16::from_f32(63.0 * 1e-3 / 127.0));
     }
 
     #[test]
