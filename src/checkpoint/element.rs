@@ -80,7 +80,7 @@ fn append<T: FromStored>(stored: Stored, bytes: &[u8], values: &mut Vec<T>) {
     match stored {
         Stored::F64 => {
             let (elements, _) = bytes.as_chunks();
-            values.extend(elements.iter().map(|e| T::from_f32(f64::from_le_bytes(*e) as f32)));
+            values.extend(elements.iter().map(|e| T::from_f64(f64::from_le_bytes(*e))));
         }
         Stored::F32 => {
             let (elements, _) = bytes.as_chunks();
@@ -98,14 +98,20 @@ fn append<T: FromStored>(stored: Stored, bytes: &[u8], values: &mut Vec<T>) {
     }
 }
 
-/// Every f16 and bf16 is an f32, so going through f32 loses nothing.
+/// Every f16 and bf16 is an f32, so going through f32 loses nothing; an f64 is rounded once.
 trait FromStored {
     fn from_f32(value: f32) -> Self;
+
+    fn from_f64(value: f64) -> Self;
 }
 
 impl FromStored for f32 {
     fn from_f32(value: f32) -> Self {
         value
+    }
+
+    fn from_f64(value: f64) -> Self {
+        value as f32
     }
 }
 
@@ -113,17 +119,52 @@ impl FromStored for f16 {
     fn from_f32(value: f32) -> Self {
         f16::from_f32(value)
     }
+
+    fn from_f64(value: f64) -> Self {
+        f16::from_f32(rounded_to_odd(value))
+    }
 }
 
 impl FromStored for bf16 {
     fn from_f32(value: f32) -> Self {
         bf16::from_f32(value)
     }
+
+    fn from_f64(value: f64) -> Self {
+        bf16::from_f32(rounded_to_odd(value))
+    }
+}
+
+/// The one of the two nearest f32 whose last bit is 1, or `value` itself if it is an f32: what is not exact never looks like the
+/// middle of two halves, and rounding it again gives what rounding `value` once would (Boldo and Melquiond, *When double
+/// rounding is odd*, 2005).
+fn rounded_to_odd(value: f64) -> f32 {
+    let near = value as f32;
+    if f64::from(near) == value || near.is_nan() || near.to_bits() & 1 == 1 {
+        return near;
+    }
+    let away = f64::from(near).abs() > value.abs();
+    f32::from_bits(if away { near.to_bits() - 1 } else { near.to_bits() + 1 })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Just above the middle of two halves: in f32 it is the middle, which would be rounded to the even one below.
+    #[test]
+    fn doubles_are_rounded_once() {
+        let value = 1.0 + 2.0_f64.powi(-11) + 2.0_f64.powi(-40);
+        let read = |dtype| {
+            let fill = |bytes: &mut [u8]| {
+                bytes.copy_from_slice(&value.to_le_bytes());
+                Ok(())
+            };
+            read_converted(Stored::F64, 1, &[1], dtype, fill).unwrap().convert::<f32>().try_to_vec::<f32>().unwrap()[0]
+        };
+        assert_eq!(read(DType::F16), 1.0 + 2.0_f32.powi(-10));
+        assert_eq!(read(DType::BF16), 1.0);
+    }
 
     #[test]
     fn all_elements_arrive_across_chunk_borders() {

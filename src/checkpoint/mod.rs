@@ -41,6 +41,8 @@ pub use hub::DownloadProgress;
 pub(crate) use safetensors::SafetensorsSource;
 #[cfg(feature = "files")]
 pub use save::SaveOptions;
+#[cfg(feature = "files")]
+pub(crate) use save::write_file;
 pub(crate) use source::TensorSource;
 
 /// An opened checkpoint: the shape of its model, and where its weights are.

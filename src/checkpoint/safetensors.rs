@@ -16,6 +16,10 @@ use crate::{Error, Result};
 /// The format's own bound on its header.
 const MAX_HEADER: u64 = 100_000_000;
 
+/// Bytes that are scanned at a time.
+#[cfg(feature = "files")]
+const PIECE: usize = 1 << 18;
+
 /// A safetensors file whose header has been read and checked against the file's length.
 pub struct SafetensorsSource<R> {
     reader: Mutex<R>,
@@ -60,8 +64,15 @@ impl<R: Read + Seek> SafetensorsSource<R> {
         self.metadata.info(name).ok_or_else(|| Error::Tensors(vec![format!("`{name}` is missing")]))
     }
 
-    /// Reads elements of a tensor from `first` on, as many as `shape` has.
-    fn read_elements(&self, info: &Info, first: usize, shape: Vec<usize>, dtype: DType) -> Result<TensorData> {
+    /// Reads elements of a tensor from `first` on, as many as `shape` has; `seen` is given their bytes as they are stored.
+    fn read_elements(
+        &self,
+        info: &Info,
+        first: usize,
+        shape: Vec<usize>,
+        dtype: DType,
+        mut seen: impl FnMut(&[u8]),
+    ) -> Result<TensorData> {
         let io = |source| Error::Io { path: self.path.clone(), source };
         let stored = stored(info.dtype);
         // A reader that panicked left no broken state behind: each read seeks first.
@@ -69,7 +80,36 @@ impl<R: Read + Seek> SafetensorsSource<R> {
         let start = self.data_start + (info.data_offsets.0 + first * stored.size()) as u64;
         reader.seek(SeekFrom::Start(start)).map_err(io)?;
         let elements = shape.iter().product();
-        read_converted(stored, elements, &shape, dtype, |bytes| reader.read_exact(bytes).map_err(io))
+        read_converted(stored, elements, &shape, dtype, |bytes| {
+            reader.read_exact(bytes).map_err(io)?;
+            seen(bytes);
+            Ok(())
+        })
+    }
+
+    /// As [`read`](TensorSource::read); `seen` is given the bytes as they are stored.
+    #[cfg(feature = "files")]
+    pub fn read_seen(&self, name: &str, dtype: DType, seen: impl FnMut(&[u8])) -> Result<TensorData> {
+        let info = self.info(name)?;
+        self.read_elements(info, 0, info.shape.clone(), dtype, seen)
+    }
+
+    /// Gives `seen` the bytes of a tensor as they are stored, a piece at a time, so that it is never held whole.
+    #[cfg(feature = "files")]
+    pub fn scan(&self, name: &str, mut seen: impl FnMut(&[u8])) -> Result<()> {
+        let io = |source| Error::Io { path: self.path.clone(), source };
+        let (start, end) = self.info(name)?.data_offsets;
+        let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
+        reader.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
+        let mut piece = vec![0; PIECE.min(end - start)];
+        let mut left = end - start;
+        while left > 0 {
+            let bytes = &mut piece[..left.min(PIECE)];
+            reader.read_exact(bytes).map_err(io)?;
+            seen(bytes);
+            left -= bytes.len();
+        }
+        Ok(())
     }
 
     /// What the header says under a name of the writer's choice.
@@ -87,7 +127,7 @@ impl<R: Read + Seek + Send> TensorSource for SafetensorsSource<R> {
 
     fn read(&self, name: &str, dtype: DType) -> Result<TensorData> {
         let info = self.info(name)?;
-        self.read_elements(info, 0, info.shape.clone(), dtype)
+        self.read_elements(info, 0, info.shape.clone(), dtype, |_| {})
     }
 
     fn read_rows(&self, name: &str, dtype: DType, rows: Range<usize>) -> Result<Option<TensorData>> {
@@ -96,7 +136,7 @@ impl<R: Read + Seek + Send> TensorSource for SafetensorsSource<R> {
         if rows.start > rows.end || rows.end > height {
             return Err(Error::mismatch("rows of a tensor", format!("within 0..{height}"), format!("{rows:?}")));
         }
-        self.read_elements(info, rows.start * width, vec![rows.len(), width], dtype).map(Some)
+        self.read_elements(info, rows.start * width, vec![rows.len(), width], dtype, |_| {}).map(Some)
     }
 
     fn total_bytes(&self) -> u64 {

@@ -2,8 +2,11 @@
 
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::error;
+use std::fs::File;
 use std::io::ErrorKind;
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor};
@@ -43,7 +46,8 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] for an element type that is none of the three, [`Error::Io`] if writing fails.
+    /// [`Error::Mismatch`] for an element type that is none of the three, [`Error::Io`] or [`Error::Checkpoint`] if writing
+    /// fails.
     pub fn save(&self, folder: impl AsRef<Path>, options: SaveOptions) -> Result<()> {
         self.check_unprepared("saved")?;
         let folder = folder.as_ref();
@@ -70,7 +74,6 @@ impl Gpt2 {
         std::fs::create_dir_all(&staging).map_err(io(&staging))?;
         let path = staging.join("config.json");
         std::fs::write(&path, config.to_json()).map_err(io(&path))?;
-        let permissions = std::fs::metadata(&path).map_err(io(&path))?.permissions();
 
         let entries = self.entries(dtype, options.dtype);
         let shards = split(entries, options.max_shard_bytes.unwrap_or(usize::MAX));
@@ -86,11 +89,7 @@ impl Gpt2 {
                 total_size += entry.data_len();
             }
             let metadata = HashMap::from([("format".to_owned(), "pt".to_owned())]);
-            let path = staging.join(&file);
-            serialize_to_file(shard, Some(metadata), &path)
-                .map_err(|error| Error::Checkpoint { path: path.clone(), reason: error.to_string() })?;
-            // It goes through a temporary file that only its owner may read.
-            std::fs::set_permissions(&path, permissions.clone()).map_err(io(&path))?;
+            write_file(shard, metadata, &staging.join(&file))?;
         }
         if count > 1 {
             let index = json!({"metadata": {"total_size": total_size}, "weight_map": weight_map});
@@ -126,6 +125,31 @@ impl Gpt2 {
         }
         entries
     }
+}
+
+/// Writes a safetensors file, which appears under its name when it is complete. It may be read and written by whoever could
+/// the file that it replaces, and if there is none, by those who may any new file of this process.
+pub(crate) fn write_file<V: View>(
+    tensors: Vec<(String, V)>,
+    metadata: HashMap<String, String>,
+    path: &Path,
+) -> Result<()> {
+    static FILES: AtomicUsize = AtomicUsize::new(0);
+    let name = format!(".saving-{}-{}", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
+    let staged = path.with_file_name(name);
+    let write = || -> Result<(), Box<dyn error::Error>> {
+        let ordinary = File::create(&staged)?.metadata()?.permissions();
+        let permissions = std::fs::metadata(path).map_or(ordinary, |old| old.permissions());
+        // This puts another file there, one that only its owner may read.
+        serialize_to_file(tensors, Some(metadata), &staged)?;
+        std::fs::set_permissions(&staged, permissions)?;
+        Ok(std::fs::rename(&staged, path)?)
+    };
+    write().map_err(|error| {
+        // Whether it is there or not: what is told is why nothing was written.
+        let _ = std::fs::remove_file(&staged);
+        Error::Checkpoint { path: path.to_owned(), reason: error.to_string() }
+    })
 }
 
 /// Cuts the list where a shard would exceed `limit` bytes; a tensor is never cut.

@@ -39,6 +39,20 @@ impl Segment {
         }
         Self { keys: self.keys.cast(dtype), values: self.values.cast(dtype) }
     }
+
+    /// The same as a cache in `dtype` holds it. What is more than the largest half is NaN in halves, and not infinite: a key
+    /// could get a score of minus infinity, and would be left out without a word.
+    pub(crate) fn rounded(self, dtype: DType) -> Self {
+        let Self { keys, values } = self.cast(dtype);
+        if dtype != DType::F16 {
+            return Self { keys, values };
+        }
+        let [keys, values] = [keys, values].map(|states| {
+            let infinite = states.clone().is_inf();
+            states.mask_fill(infinite, f32::NAN)
+        });
+        Self { keys, values }
+    }
 }
 
 impl CausalSelfAttention {

@@ -5,7 +5,7 @@ use web_time::Instant;
 
 use super::store::Lease;
 use super::{Fingerprint, Piece, Plan, PrefixCache};
-use crate::{CacheStorage, Error, Gpt2, KvCache, KvSegment, Logits, Result, TokenBatch};
+use crate::{CacheStorage, Error, Gpt2, KvCache, KvSegment, Logits, MemoryLimit, Result, TokenBatch};
 
 /// A prefix cache as one model uses it.
 #[derive(Clone, Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct NewCache {
     /// Tokens that each row can hold.
     pub capacity: usize,
     pub dtype: DType,
+    /// What a cache, and a forward, may take.
+    pub limit: MemoryLimit,
 }
 
 /// A batch of prompts, computed.
@@ -63,13 +65,18 @@ impl Prefixes {
         &self.cache
     }
 
+    /// As the model computes now: whether fast f32 is allowed may have changed since.
+    pub fn now(&self) -> Self {
+        Self { fingerprint: self.fingerprint(), ..self.clone() }
+    }
+
     pub fn fingerprint(&self) -> Fingerprint {
-        self.fingerprint
+        self.fingerprint.now()
     }
 
     /// What [`fill`](Self::fill) would do now.
     pub fn plan(&self, prompts: &[&[u32]]) -> Plan {
-        Plan::new(prompts, self.cache.reuse(), |ids| self.cache.usable(self.fingerprint, ids, ids.len() - 1))
+        Plan::new(prompts, self.cache.reuse(), |ids| self.cache.usable(self.fingerprint(), ids, ids.len() - 1))
     }
 
     /// Computes prompts that fit the cache, and keeps what was computed.
@@ -124,8 +131,9 @@ impl Prefixes {
     pub fn reader(&self, model: &Gpt2, dtype: DType) -> super::Reader {
         let config = model.config();
         super::Reader {
-            fingerprint: self.fingerprint,
+            fingerprint: self.fingerprint(),
             shape: [config.n_layer, config.n_head, config.head_dim()],
+            n_positions: config.n_positions,
             vocab_size: config.vocab_size,
             dtype,
             device: model.device(),
@@ -194,7 +202,8 @@ impl Work<'_> {
     }
 
     fn cache(&self, storage: CacheStorage, capacity: usize, rows: &[Path]) -> Result<KvCache> {
-        KvCache::with_segments(self.model.config(), storage, capacity, self.new.dtype, &self.model.device(), rows)
+        let NewCache { dtype, limit, .. } = *self.new;
+        KvCache::with_segments(self.model.config(), storage, capacity, dtype, &self.model.device(), rows, limit)
     }
 
     /// A cache that holds what is before some pieces, with room for them.

@@ -183,6 +183,10 @@ impl PrefixCache {
     }
 
     fn takes(&self, tree: &RadixTree<Fingerprint, KvSegment>, model: Fingerprint, prompt: &[u32]) -> bool {
+        // What was computed in one way is not mixed with the rest of a prompt, computed in another.
+        if model != model.now() {
+            return false;
+        }
         match self.reuse {
             Reuse::Radix => true,
             Reuse::Exact => {
@@ -201,8 +205,19 @@ impl PrefixCache {
         self.shared.rates.lock().unwrap_or_else(PoisonError::into_inner).insert(model, rate);
     }
 
+    /// Whether so many bytes more are within the budget, so that nothing has to go for them.
+    #[cfg(feature = "files")]
+    pub(crate) fn has_room(&self, bytes: usize) -> bool {
+        self.bytes().saturating_add(bytes) <= self.shared.room()
+    }
+
     /// Puts in what was computed: the keys and values of `ids[from..]`; returns how many tokens are new.
+    ///
+    /// Nothing is put in if the way of computing is not `model`'s any more: part of it may have been computed in the other.
     pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
+        if model != model.now() {
+            return Ok(0);
+        }
         // What is more than the budget would drive everything else out, and then go too.
         if segment.bytes() > self.shared.room() {
             return Ok(0);
@@ -285,5 +300,29 @@ impl Lease {
     /// Tokens that were taken.
     pub fn tokens(&self) -> usize {
         self.pin.ids.len()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::{DType, Tensor};
+
+    use super::*;
+
+    #[test]
+    fn what_is_computed_in_another_way_is_neither_taken_nor_put_in() {
+        let cache = PrefixCache::new(1 << 20);
+        let (now, other) = (Fingerprint::of_another_way().now(), Fingerprint::of_another_way());
+        let device = crate::device("flex").unwrap();
+        let states = || Tensor::<4>::zeros([1, 1, 2, 4], (&device, DType::F32));
+        let segment = || KvSegment::new(states(), states());
+        assert_eq!(cache.put(other, &[1, 2], 0, segment()).unwrap(), 0);
+        assert_eq!(cache.put(now, &[1, 2], 0, segment()).unwrap(), 2);
+        assert_eq!((cache.held(now, &[1, 2]), cache.held(other, &[1, 2])), (2, 0));
+        // As if it had been computed before fast f32 was allowed, or forbidden.
+        cache.shared.lock().insert(other, &[1, 2], 0, segment()).unwrap();
+        assert_eq!(cache.held(other, &[1, 2]), 2);
+        assert_eq!((cache.usable(other, &[1, 2, 3], 2), cache.take(other, &[1, 2, 3], 2).tokens()), (0, 0));
+        assert_eq!((cache.usable(now, &[1, 2, 3], 2), cache.take(now, &[1, 2, 3], 2).tokens()), (2, 2));
     }
 }

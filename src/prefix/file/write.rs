@@ -1,0 +1,82 @@
+//! A cache of prefixes into a file.
+
+use std::borrow::Cow;
+use std::path::Path;
+
+use burn::tensor::{DType, Tensor};
+use safetensors::{Dtype, View};
+use xxhash_rust::xxh3::Xxh3;
+
+use super::{FORMAT, Node, PARTS, name};
+use crate::checkpoint::write_file;
+use crate::prefix::{Entry, Fingerprint, PrefixCache};
+use crate::{Error, KvSegment, Result};
+
+impl PrefixCache {
+    /// Writes all that is held to a safetensors file, which a generator with the same model
+    /// [restores](crate::generate::Generator::restore_prefixes). A file that is there is replaced when the new one is
+    /// complete, and not before; who may read and write it stays as it was.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Checkpoint`] if writing fails, [`Error::Execution`] if the device does not hand the data over.
+    pub fn save(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (nodes, segments): (Vec<Node>, Vec<KvSegment>) = self.with_tree(|tree| {
+            let node = |entry: Entry<'_, Fingerprint, KvSegment>| {
+                let (model, ids) = (entry.space.to_string(), entry.ids.to_vec());
+                (Node { model, parent: entry.parent, ids, ends: entry.ends }, entry.payload.clone())
+            };
+            tree.entries().into_iter().map(node).unzip()
+        });
+        let nodes = serde_json::to_string(&nodes).expect("nodes are made of numbers and text");
+        let tensors = segments.iter().enumerate().flat_map(|(index, segment)| {
+            let states = [segment.keys(), segment.values()].map(Part::new);
+            PARTS.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
+        });
+        let tensors: Vec<(String, Part)> = tensors.collect();
+
+        let mut checksum = Xxh3::new();
+        checksum.update(nodes.as_bytes());
+        for (_, part) in &tensors {
+            let data = part.states.try_to_data().map_err(|error| Error::Execution(error.to_string()))?;
+            checksum.update(data.bytes());
+        }
+        let checksum = format!("{:032x}", checksum.digest128());
+        let metadata = [("format", FORMAT.to_owned()), ("nodes", nodes), ("checksum", checksum)];
+        write_file(tensors, metadata.map(|(key, text)| (key.to_owned(), text)).into(), path.as_ref())
+    }
+}
+
+/// The keys or the values of a segment: `[layers, H, n, D]`.
+struct Part {
+    states: Tensor<4>,
+    shape: [usize; 4],
+}
+
+impl Part {
+    fn new(states: &Tensor<4>) -> Self {
+        Self { states: states.clone(), shape: states.dims() }
+    }
+}
+
+impl View for Part {
+    fn dtype(&self) -> Dtype {
+        match self.states.dtype() {
+            DType::F16 => Dtype::F16,
+            DType::BF16 => Dtype::BF16,
+            _ => Dtype::F32,
+        }
+    }
+
+    fn shape(&self) -> &[usize] {
+        &self.shape
+    }
+
+    fn data(&self) -> Cow<'_, [u8]> {
+        self.states.to_data().bytes().to_vec().into()
+    }
+
+    fn data_len(&self) -> usize {
+        self.shape.iter().product::<usize>() * self.states.dtype().size()
+    }
+}
