@@ -17,10 +17,11 @@ use clap::{Parser, ValueEnum};
 use common::draft::{self, DraftArgs};
 use common::model::{FloatType, ModelArgs};
 use common::prefixes::{PrefixArgs, with_bare_flag};
-use common::{Failure, Switch, prompts::PromptArgs};
-use gpt2_burn::CacheStorage;
+use common::{Failure, Given, Switch, prompts::PromptArgs};
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
 use gpt2_burn::sampling::Sampling;
+use gpt2_burn::speculative::{Acceptance, Speculation};
+use gpt2_burn::{CacheStorage, MemoryLimit};
 use serde_json::json;
 
 /// Continues texts with a GPT-2.
@@ -37,6 +38,10 @@ struct Args {
     decoder: Option<DecoderName>,
     #[command(flatten)]
     draft: DraftArgs,
+    /// Which proposals stand when sampling: `rejection` sampling keeps the distribution and accepts most; `match` draws as
+    /// without a draft, and gives the same ids for a seed
+    #[arg(long, value_enum, default_value = "rejection")]
+    acceptance: AcceptanceName,
     #[command(flatten)]
     prefixes: PrefixArgs,
     /// How the cache holds keys and values
@@ -83,6 +88,9 @@ struct Args {
     /// by default all that fit, which costs a prefill of the whole context for every token
     #[arg(long, default_value = "stop", value_parser = context_end, value_name = "stop|error|slide[:KEEP]")]
     on_context_end: ContextEnd,
+    /// Most memory of a request beside the weights; default: three quarters of what the system has left
+    #[arg(long, value_name = "MB")]
+    memory_mb: Option<usize>,
     /// Print one JSON object instead of text
     #[arg(long)]
     json: bool,
@@ -93,6 +101,13 @@ enum DecoderName {
     Naive,
     Kv,
     Speculative,
+}
+
+/// Rules by which proposals are accepted.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum AcceptanceName {
+    Rejection,
+    Match,
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
@@ -124,8 +139,26 @@ impl Args {
         match self.decoder.unwrap_or(default) {
             DecoderName::Naive => Decoder::Naive,
             DecoderName::Kv => Decoder::Kv(storage),
-            DecoderName::Speculative => self.draft.decoder(storage),
+            DecoderName::Speculative => {
+                let acceptance = match self.acceptance {
+                    AcceptanceName::Rejection => Acceptance::Rejection,
+                    AcceptanceName::Match => Acceptance::Match,
+                };
+                Decoder::Speculative(Speculation { storage, draft_len: self.draft.draft_len, acceptance })
+            }
         }
+    }
+
+    /// Refuses flags that would be ignored. Greedy decoding ignores none: it is the limit of what they say about sampling.
+    fn check(&self, given: &Given) -> Result<(), Failure> {
+        self.model.check(given)?;
+        self.prefixes.check(given)?;
+        match self.decoder() {
+            Decoder::Speculative(_) => return Ok(()),
+            Decoder::Naive => given.refuse(&["cache", "cache_dtype"], "has no effect: naive decoding has no cache")?,
+            _ => {}
+        }
+        DraftArgs::refuse(given)
     }
 
     fn request(&self) -> Result<GenerateRequest, Failure> {
@@ -149,8 +182,11 @@ impl Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse_from(with_bare_flag(std::env::args_os()));
-    common::run(|| args.model.with_threads(|| generate(&args)))
+    let (args, given) = common::parse::<Args>(with_bare_flag(std::env::args_os()));
+    common::run(|| {
+        args.check(&given)?;
+        args.model.with_threads(|| generate(&args))
+    })
 }
 
 fn generate(args: &Args) -> Result<(), Failure> {
@@ -162,6 +198,9 @@ fn generate(args: &Args) -> Result<(), Failure> {
     if let Decoder::Speculative(_) = generator.decoder() {
         let draft = args.draft.load_on(&args.model, &args.model.device()?, args.deterministic)?;
         generator = generator.with_draft(draft)?;
+    }
+    if let Some(megabytes) = args.memory_mb {
+        generator = generator.with_memory_limit(MemoryLimit::bytes(megabytes.saturating_mul(1_000_000)));
     }
     if let Some(dtype) = args.cache_dtype {
         generator = generator.with_cache_dtype(dtype.into())?;

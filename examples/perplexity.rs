@@ -28,7 +28,7 @@ struct Args {
     #[arg(long, value_name = "FILE", required_unless_present = "prompt_ids", conflicts_with = "prompt_ids")]
     text: Option<PathBuf>,
     /// Token ids, instead of a text
-    #[arg(long, value_name = "1,2,3")]
+    #[arg(long, value_name = "1,2,3", conflicts_with = "tokenizer")]
     prompt_ids: Option<Ids>,
     /// A model to compare with: how well it predicts, and how often it names the model's next token
     #[arg(long, value_name = "embedded|NAME|DIR|FILE.pt")]
@@ -42,8 +42,11 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| args.model.with_threads(|| perplexity(&args)))
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        args.model.check(&given)?;
+        args.model.with_threads(|| perplexity(&args))
+    })
 }
 
 fn perplexity(args: &Args) -> Result<(), Failure> {

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor};
 
 use crate::model::RunAhead;
 use crate::prefix::{NewCache, Prefixes, Sharing};
-use crate::{CacheStorage, Error, Gpt2, KvCache, Result, TokenBatch};
+use crate::{CacheStorage, Error, Gpt2, KvCache, MemoryLimit, Result, TokenBatch};
 
 /// What a model knows of the rows' windows, which are the tokens that stand in the context.
 pub struct Contexts<'a> {
@@ -25,6 +25,8 @@ pub struct Contexts<'a> {
     /// Whether the device has not failed at recording yet.
     may_record: bool,
     computed: Computed,
+    /// What a cache, and a forward, may take.
+    limit: MemoryLimit,
     /// What is known of rows before the first logits.
     prefixes: Option<Prefixes>,
     sharing: Option<Sharing>,
@@ -93,6 +95,7 @@ impl<'a> Contexts<'a> {
             ahead: None,
             may_record: true,
             computed,
+            limit: MemoryLimit::system(),
             prefixes: None,
             sharing: None,
         })
@@ -101,7 +104,12 @@ impl<'a> Contexts<'a> {
     /// With a cache of prefixes, the first logits compute only what no earlier row has computed, and of what several rows
     /// share each token once.
     pub fn with_prefixes(self, prefixes: Option<Prefixes>) -> Self {
-        Self { prefixes, ..self }
+        Self { prefixes: prefixes.map(|prefixes| prefixes.now()), ..self }
+    }
+
+    /// With this limit for a cache, and for a forward, instead of the system's.
+    pub fn with_limit(self, limit: MemoryLimit) -> Self {
+        Self { limit, ..self }
     }
 
     /// Logits behind the last `counts[b]` tokens of each row's window. What of a window is in the cache before those is
@@ -182,7 +190,7 @@ impl<'a> Contexts<'a> {
     }
 
     fn first_logits(&mut self, prefixes: Prefixes, storage: CacheStorage, windows: &[&[u32]]) -> Result<RowLogits> {
-        let new = NewCache { storage, capacity: self.capacity, dtype: self.dtype };
+        let new = NewCache { storage, capacity: self.capacity, dtype: self.dtype, limit: self.limit };
         let filled = prefixes.fill(self.model, windows, &new)?;
         let counts = vec![1; filled.plan.distinct().len()];
         let mut logits = RowLogits::new(filled.logits, self.model.config().vocab_size, &counts);
@@ -195,8 +203,7 @@ impl<'a> Contexts<'a> {
     }
 
     fn naive_logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
-        let capacity = self.model.config().n_positions;
-        let mut cache = self.model.cache(CacheStorage::Growing, windows.len(), capacity)?;
+        let mut cache = self.growing(windows.len(), self.model.config().n_positions, self.model.dtype())?;
         self.computed.add(windows);
         let logits = self.model.forward_ragged(&TokenBatch::new(windows, self.model)?, &mut cache, counts)?; // [N, V]
         self.on_host(logits, counts)
@@ -210,15 +217,22 @@ impl<'a> Contexts<'a> {
     fn make_cache(&mut self, storage: CacheStorage, batch: usize) -> Result<()> {
         if self.cache.is_none() {
             let (config, device) = (self.model.config(), self.model.device());
-            self.cache = Some(KvCache::new(config, storage, batch, self.capacity, self.dtype, &device)?);
+            let cache = KvCache::with_limit(config, storage, batch, self.capacity, self.dtype, &device, self.limit)?;
+            self.cache = Some(cache);
         }
         Ok(())
+    }
+
+    /// A cache beside the rows' own.
+    fn growing(&self, batch: usize, capacity: usize, dtype: DType) -> Result<KvCache> {
+        let (config, device) = (self.model.config(), self.model.device());
+        KvCache::with_limit(config, CacheStorage::Growing, batch, capacity, dtype, &device, self.limit)
     }
 
     /// Computes rows that start anew beside others that go on, up to the tokens whose logits are wanted, by themselves:
     /// in one forward with the others, each of those would cost as much as they do.
     fn refill(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<()> {
-        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let Some(cache) = &self.cache else { return Ok(()) };
         let starts = |row: &usize| cache.len(*row) == 0 && windows[*row].len() > counts[*row];
         let rows: Vec<usize> = (0..windows.len()).filter(starts).collect();
         if rows.is_empty() || rows.len() == windows.len() {
@@ -226,11 +240,10 @@ impl<'a> Contexts<'a> {
         }
         let heads: Vec<&[u32]> = rows.iter().map(|&row| &windows[row][..windows[row].len() - counts[row]]).collect();
         let longest = heads.iter().map(|head| head.len()).max().unwrap_or(1);
-        let device = self.model.device();
-        let mut filled =
-            KvCache::new(self.model.config(), CacheStorage::Growing, rows.len(), longest, cache.dtype(), &device)?;
+        let mut filled = self.growing(rows.len(), longest, self.dtype)?;
         self.computed.add(&heads);
         self.model.hidden_states(&TokenBatch::new(&heads, self.model)?, &mut filled)?;
+        let Some(cache) = &mut self.cache else { return Ok(()) };
         rows.iter().enumerate().try_for_each(|(from, &row)| cache.copy_row(row, &filled, from))
     }
 

@@ -96,6 +96,24 @@ pub enum Error {
         capacity: usize,
     },
 
+    /// More memory than may be taken: see [`MemoryLimit`](crate::MemoryLimit).
+    #[error("{what} would take {bytes} bytes of memory, the limit is {limit}: fewer or shorter rows take less")]
+    OutOfMemory {
+        /// What it is for.
+        what: &'static str,
+        /// Bytes that it would take; `usize::MAX` if they cannot be counted.
+        bytes: usize,
+        /// Bytes that it may take.
+        limit: usize,
+    },
+
+    /// A model that records gradients was to compute what only inference is for.
+    #[error("{what} is for inference, and the model is on a device that records gradients: take `model.valid()`")]
+    Training {
+        /// What was to be computed.
+        what: &'static str,
+    },
+
     /// A cache, a batch or a selection that does not belong with the others.
     #[error("{what}: expected {expected}, got {actual}")]
     Mismatch {

@@ -10,6 +10,7 @@ mod error;
 pub mod generate;
 mod guard;
 pub mod measure;
+mod memory;
 pub mod model;
 pub mod perplexity;
 pub mod prefix;
@@ -25,6 +26,7 @@ pub use config::{Activation, Gpt2Config};
 pub use error::{Error, Result};
 pub use gpt2_burn_backends as backends;
 pub use gpt2_burn_backends::{Threads, WeightFormat};
+pub use memory::{MemoryLimit, available_memory};
 pub use model::{Gpt2, Logits, TokenBatch};
 
 /// The device of this name, for instance `flex` for the CPU.

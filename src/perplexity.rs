@@ -1,5 +1,7 @@
 //! What a model makes of a text: its next-token cross-entropy, and how far a draft agrees with it. Both slide a window.
 
+use std::borrow::Cow;
+
 use burn::tensor::{DType, Int, Tensor, activation};
 
 use crate::{CacheStorage, Error, Gpt2, Result, TokenBatch};
@@ -135,8 +137,8 @@ impl Gpt2 {
 
     /// Sum of the losses of `targets`, which follow the last inputs.
     fn window_loss(&self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
-        let wanted = TokenBatch::new(&[targets], self)?; // [1, n]
         let states = self.scored_states(inputs, targets.len())?;
+        let wanted = TokenBatch::new(&[targets], &states.model)?; // [1, n]
         let mut total = 0.0;
         for (start, count) in chunks(targets.len()) {
             let ids: Tensor<3, Int> = wanted.ids().clone().narrow(1, start, count).reshape([1, count, 1]);
@@ -148,15 +150,17 @@ impl Gpt2 {
 
     /// Hidden states of the last `scored` inputs.
     pub(crate) fn scored_states(&self, inputs: &[u32], scored: usize) -> Result<ScoredStates<'_>> {
-        let mut cache = self.cache(CacheStorage::Growing, 1, inputs.len())?;
-        let hidden = self.hidden_states(&TokenBatch::new(&[inputs], self)?, &mut cache)?; // [1, T, d]
-        Ok(ScoredStates { model: self, hidden: hidden.narrow(1, inputs.len() - scored, scored) })
+        // A text is scored without dropout, also in the midst of training.
+        let model = self.for_inference();
+        let mut cache = model.cache(CacheStorage::Growing, 1, inputs.len())?;
+        let hidden = model.hidden_states(&TokenBatch::new(&[inputs], &model)?, &mut cache)?; // [1, T, d]
+        Ok(ScoredStates { model, hidden: hidden.narrow(1, inputs.len() - scored, scored) })
     }
 }
 
 /// Hidden states, `[1, n, d]`, of which the head makes logits some at a time.
 pub(crate) struct ScoredStates<'a> {
-    model: &'a Gpt2,
+    model: Cow<'a, Gpt2>,
     hidden: Tensor<3>,
 }
 
@@ -226,15 +230,20 @@ fn accepted(p: Tensor<3>, q: Tensor<3>, temperature: f64) -> Result<f64> {
     let device = p.device();
     if temperature == 0.0 {
         // Ids are compared as numbers on the host: the models may live on different devices.
-        return Ok(agreeing(p.argmax(2), q.argmax(2))? as f64);
+        return Ok(agreeing(p, q)? as f64);
     }
     let [p, q] = [p, q].map(|logits| activation::softmax(logits / temperature, 2));
     sum(p.min_pair(q.to_device(&device)))
 }
 
-fn agreeing(a: Tensor<3, Int>, b: Tensor<3, Int>) -> Result<usize> {
-    let ids =
-        |tensor: Tensor<3, Int>| tensor.try_into_vec_as::<i32>().map_err(|error| Error::Execution(error.to_string()));
+/// Rows of logits `[1, n, V]` whose first largest is at the same place: what [`Sampling::greedy`](crate::sampling::Sampling::greedy)
+/// chooses, on any device.
+fn agreeing(a: Tensor<3>, b: Tensor<3>) -> Result<usize> {
+    let ids = |logits: Tensor<3>| {
+        let [_, count, vocab_size] = logits.dims();
+        let ids = crate::backends::argmax(logits.reshape([count, vocab_size])).try_into_vec_as::<i32>();
+        ids.map_err(|error| Error::Execution(error.to_string()))
+    };
     Ok(ids(a)?.into_iter().zip(ids(b)?).filter(|(a, b)| a == b).count())
 }
 

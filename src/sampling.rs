@@ -1,6 +1,7 @@
 //! Logits to distribution to token.
 //!
-//! Filters are those of `transformers`, in its order: repetition penalty, temperature, top-k, top-p, min-p.
+//! Filters are those of `transformers`, in its order: repetition penalty, temperature, top-k, top-p, min-p. Of tokens with the
+//! same logit at the k-th place, `top_k` keeps those with the lowest ids, exactly k in all; `transformers` keeps all of them.
 
 use chacha20::ChaCha8Rng;
 use rand_core::{Rng, SeedableRng};
@@ -126,6 +127,10 @@ impl Sampling {
             let Some(seen) = seen.get_mut(id as usize) else { continue };
             if !std::mem::replace(seen, true) {
                 let logit = &mut logits[id as usize].1;
+                // What has no probability keeps none.
+                if *logit == f64::NEG_INFINITY {
+                    continue;
+                }
                 let penalised = match *logit < 0.0 {
                     true => *logit * self.repetition_penalty,
                     false => *logit / self.repetition_penalty,
@@ -340,6 +345,9 @@ mod tests {
             let distribution = sampling.distribution(&[1e30, -1e30, 0.0], &[0, 1]).unwrap();
             assert!((distribution.probs().iter().sum::<f64>() - 1.0).abs() < 1e-9);
         }
+        let sampling = Sampling { temperature: f64::MAX, repetition_penalty: 2.0, ..Sampling::default() };
+        let distribution = sampling.distribution(&[f32::NEG_INFINITY, 1.0], &[0]).unwrap();
+        assert_eq!(distribution.prob(0), 0.0, "minus infinity stays it under a penalty");
         for logits in [&[][..], &[f32::NAN, 1.0], &[f32::INFINITY, 1.0], &[f32::NEG_INFINITY]] {
             assert!(matches!(Sampling::default().distribution(logits, &[]), Err(Error::Mismatch { .. })));
         }

@@ -296,6 +296,40 @@ proptest! {
     }
 }
 
+/// Programs that are asked for too much say so: within a gigabyte of addresses, where one that only tried would be ended.
+#[test]
+#[cfg(target_os = "linux")]
+fn requests_that_no_memory_holds_end_in_an_error_within_a_gigabyte() {
+    let test = std::env::current_exe().unwrap();
+    let generate = test.parent().unwrap().parent().unwrap().join("examples").join("generate");
+    assert!(generate.exists(), "{} is not built: run `cargo test --release --workspace`", generate.display());
+    let tokenizer = tempfile::tempdir().unwrap();
+    fs::write(tokenizer.path().join("vocab.json"), r#"{"a": 0, "b": 1}"#).unwrap();
+    fs::write(tokenizer.path().join("merges.txt"), "a b").unwrap();
+    let tokenizer = tokenizer.path().to_str().unwrap();
+    for (args, message) in [
+        (&["--num-samples", "1000000", "ROMEO:"][..], "bytes of memory"),
+        (&["--num-samples", "100000", "ROMEO:"], "bytes of memory"),
+        (&["--num-samples", "18446744073709551615", "ROMEO:"], "bytes of memory"),
+        (&["--max-new-tokens", "18446744073709551615", "--on-context-end", "slide", "ROMEO:"], "bytes of memory"),
+        (&["--num-samples", "1000000", "--draft", "embedded", "ROMEO:"], "bytes of memory"),
+        (&["--num-samples", "1000000", "--decoder", "naive", "ROMEO:"], "bytes of memory"),
+        (&["--memory-mb", "5", "ROMEO:"], "the limit is 5000000"),
+        (&["--tokenizer", tokenizer, "--prompt-ids", "1"], "tokenizer"),
+    ] {
+        let output = std::process::Command::new("sh")
+            .args(["-c", "ulimit -v 1048576 && exec \"$0\" \"$@\""])
+            .arg(&generate)
+            .args(args)
+            .stdin(std::process::Stdio::null())
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {error}");
+        assert!(error.contains(message) && !error.contains("panicked"), "{args:?}: {error}");
+    }
+}
+
 /// The property again where little memory can be had: an allocation that a damaged length asks for would abort.
 #[test]
 #[cfg(target_os = "linux")]

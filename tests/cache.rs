@@ -2,10 +2,12 @@
 
 mod common;
 
-use common::{STORAGES, device, logits_of, random_model, rows, small_config};
+use common::{STORAGES, device, greedy, logits_of, random_model, rows, small_config};
 use gpt2_burn::burn::backend::Flex;
+use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
-use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch};
+use gpt2_burn::generate::{Decoder, Generator};
+use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, MemoryLimit, TokenBatch, WeightFormat};
 use proptest::prelude::*;
 
 fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits) -> Vec<Vec<f32>> {
@@ -306,14 +308,14 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
         assert!(matches!(cache.copy_row(0, &long, 1), Err(Error::Mismatch { .. })));
         let stranger = random_model(Gpt2Config { n_layer: 3, ..small_config() }).cache(storage, 1, 10).unwrap();
         assert!(matches!(cache.copy_row(0, &stranger, 0), Err(Error::Mismatch { .. })));
-        assert!(matches!(cache.fork(0, usize::MAX), Err(Error::Mismatch { .. })));
+        assert!(matches!(cache.fork(0, usize::MAX), Err(Error::OutOfMemory { .. })));
         assert_eq!((cache.lens(), cache.len(9)), ([3, 1].as_slice(), 0));
     }
     assert!(matches!(model.cache(CacheStorage::Growing, 0, 10), Err(Error::EmptyBatch)));
     assert!(matches!(model.cache(CacheStorage::Growing, 1, 0), Err(Error::Mismatch { .. })));
     assert!(matches!(model.cache(CacheStorage::Preallocated, 1, 25), Err(Error::Mismatch { .. })));
     let error = model.cache(CacheStorage::Preallocated, usize::MAX / 8, 24).unwrap_err();
-    assert!(matches!(error, Error::Mismatch { .. }));
+    assert!(matches!(error, Error::OutOfMemory { .. }));
 }
 
 #[test]
@@ -351,7 +353,10 @@ fn a_cache_begun_with_segments_is_in_place_and_as_large_as_another() {
         let mut first = model.cache(storage, 1, 20).unwrap();
         append(&model, &mut first, &[vec![1, 2, 3, 4]], Logits::Last);
         let rows = vec![vec![(first.segment(0, 0..4).unwrap(), 4)], vec![(first.segment(0, 0..2).unwrap(), 2)], vec![]];
-        let new = |rows| KvCache::with_segments(model.config(), storage, 20, DType::F32, &device(), rows);
+        let new = |rows| {
+            let limit = MemoryLimit::system();
+            KvCache::with_segments(model.config(), storage, 20, DType::F32, &device(), rows, limit)
+        };
         let mut cache = new(&rows).unwrap();
         assert_eq!((cache.lens(), cache.storage(), cache.capacity()), ([4, 2, 0].as_slice(), storage, 20));
         let positions = if storage == CacheStorage::Preallocated { 20 } else { 4 };
@@ -392,6 +397,33 @@ fn a_cache_of_integers_is_refused() {
     for dtype in [DType::I32, DType::F64, DType::U8] {
         let cache = KvCache::new(&small_config(), CacheStorage::Preallocated, 1, 10, dtype, &device());
         assert!(matches!(cache, Err(Error::Device(_))), "{dtype:?}");
+    }
+}
+
+/// Biases of queries and keys that f32 holds and f16 does not.
+struct LargeKeys;
+
+impl ModuleMapper for LargeKeys {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let is_attention_bias = param.lazy_shape().to_vec() == [3 * 24];
+        param.map(|tensor| if is_attention_bias { tensor * 1e6 } else { tensor })
+    }
+}
+
+#[test]
+fn keys_beyond_f16_end_a_request_with_an_error() {
+    let model = random_model(small_config()).map(&mut LargeKeys);
+    for storage in STORAGES {
+        for is_prepared in [false, true] {
+            let model = if is_prepared { model.clone().prepare(WeightFormat::F32).unwrap() } else { model.clone() };
+            let generator = |dtype| {
+                let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
+                generator.with_cache_dtype(dtype).unwrap().complete(&greedy(&[vec![1, 2, 3]], 4))
+            };
+            assert!(generator(DType::F32).is_ok() && generator(DType::BF16).is_ok());
+            let half = generator(DType::F16);
+            assert!(matches!(half, Err(Error::NotFinite { position: 3, .. })), "{storage:?}: {half:?}");
+        }
     }
 }
 

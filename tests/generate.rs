@@ -6,6 +6,7 @@ use common::{DECODERS, device, fixture, greedy, ids_of, random_model, small_conf
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::generate::{ContextEnd, Decoder, FinishReason, GenerateRequest, Generator, Prompt, Stop};
 use gpt2_burn::sampling::{Sampling, log_softmax};
+use gpt2_burn::tokenizer::Tokenizer;
 use gpt2_burn::{Checkpoint, Error, Gpt2Config};
 
 fn generator(decoder: Decoder) -> Generator {
@@ -141,8 +142,9 @@ fn bad_requests_are_errors() {
     assert!(matches!(outside, Error::TokenOutOfRange { id: 61, row: 1, position: 1, vocab_size: 61 }), "{outside}");
     let huge = error(greedy(&[vec![u32::MAX]], 3));
     assert!(matches!(huge, Error::TokenOutOfRange { .. }));
-    for num_samples in [0, 1 << 30, usize::MAX] {
-        assert!(matches!(error(GenerateRequest { num_samples, ..good.clone() }), Error::Mismatch { .. }));
+    assert!(matches!(error(GenerateRequest { num_samples: 0, ..good.clone() }), Error::Mismatch { .. }));
+    for num_samples in [1 << 30, usize::MAX] {
+        assert!(matches!(error(GenerateRequest { num_samples, ..good.clone() }), Error::OutOfMemory { .. }));
     }
     let text = GenerateRequest { prompts: vec![Prompt::from("hello")], ..good.clone() };
     assert!(matches!(error(text), Error::NoTokenizer { .. }));
@@ -152,6 +154,38 @@ fn bad_requests_are_errors() {
     assert!(matches!(error(GenerateRequest { on_context_end, ..good.clone() }), Error::Mismatch { .. }));
     let sampling = Sampling { top_k: Some(0), ..Sampling::default() };
     assert!(matches!(error(GenerateRequest { sampling, ..good }), Error::Sampling { parameter: "top_k", .. }));
+}
+
+/// A tokenizer for the small model, with a letter a token but for `half`: a blank and two of the three bytes of a quotation mark.
+fn letters_with_half_a_character(half: u32) -> Tokenizer {
+    let token = |id| if id == half { "ĠâĢ".to_owned() } else { char::from(b'A' + id as u8).to_string() };
+    let vocab: serde_json::Map<_, _> = (0..61).map(|id| (token(id), id.into())).collect();
+    Tokenizer::from_vocab_and_merges(&serde_json::Value::from(vocab).to_string(), "").unwrap()
+}
+
+#[test]
+fn a_stop_text_that_appears_with_half_a_character_is_a_stop() {
+    let model = random_model(small_config());
+    let request = greedy(&[vec![1, 2, 3]], 8);
+    let ids = ids_of(&Generator::new(model.clone()), &request).remove(0);
+    // The last of the ids that is not among those before it.
+    let at = (0..ids.len()).rfind(|&at| !ids[..at].contains(&ids[at])).unwrap();
+    let generator = Generator::new(model).with_tokenizer(letters_with_half_a_character(ids[at]));
+    let complete = |stop: &str, max_new_tokens| {
+        let stop = Stop { texts: vec![stop.to_owned()], ignore_eos: true };
+        let output = generator.complete(&GenerateRequest { stop, max_new_tokens, ..request.clone() });
+        let completion = output.unwrap().completions.remove(0);
+        (completion.ids.len(), completion.finish, completion.text.unwrap())
+    };
+    let letters: String = ids[..at].iter().map(|id| char::from(b'A' + *id as u8)).collect();
+    // With the last token that is allowed, and with more to come.
+    for max_new_tokens in [at + 1, 8] {
+        assert_eq!(complete(" ", max_new_tokens), (at + 1, FinishReason::Stop, letters.clone()));
+    }
+    // Only when nothing comes any more is it known that the character never will be complete.
+    let flushed = complete("\u{fffd}", at + 1);
+    assert_eq!(flushed, (at + 1, FinishReason::Stop, letters.clone() + " "));
+    assert_eq!(complete("~", at + 1), (at + 1, FinishReason::Length, letters + " \u{fffd}"));
 }
 
 #[test]

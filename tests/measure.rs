@@ -106,6 +106,17 @@ fn a_tie_is_counted_and_the_rest_is_compared_behind_naive_decodings_token() {
 }
 
 #[test]
+fn a_tie_at_the_last_position_of_the_context_is_a_tie() {
+    let config = Gpt2Config { initializer_range: 0.0, n_positions: 16, ..small_config() };
+    // All logits are equal: every difference is a tie, and naive decoding takes token 0.
+    let generator = generator(config.init(&common::device()).unwrap(), Decoder::default());
+    for prompt in [15, 16] {
+        let verdict = check_greedy(&generator, &[vec![1; prompt]], &[vec![5]]).unwrap();
+        assert_eq!((verdict.ties, verdict.diverged_rows), (1, 0), "behind {prompt} tokens");
+    }
+}
+
+#[test]
 fn logits_that_are_no_numbers_are_not_called_equal() {
     let mut model = random_model(small_config());
     model.ln_f.gamma = Param::from_tensor(model.ln_f.gamma.val() * f32::NAN);

@@ -2,12 +2,15 @@
 
 mod common;
 
-use common::{device, fixture, load, logits_of, random_model, rows, small_config};
+use common::{device, fixture, greedy, ids_of, load, logits_of, random_model, rows, small_config};
 use gpt2_burn::burn::module::Module;
 use gpt2_burn::burn::nn::loss::CrossEntropyLossConfig;
 use gpt2_burn::burn::optim::{AdamWConfig, GradientsParams};
 use gpt2_burn::burn::store::ModuleRecord;
 use gpt2_burn::burn::tensor::Tensor;
+use gpt2_burn::generate::{Decoder, Generator};
+use gpt2_burn::measure::logit_drift;
+use gpt2_burn::speculative::{Draft, DraftLen, Scripted, Speculation};
 use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, Logits, TokenBatch};
 
 fn is_send_and_sync<T: Send + Sync>(_: &T) {}
@@ -69,6 +72,75 @@ fn dropout_is_for_training_only() {
     assert_ne!(logits_of(&training, &ids), logits_of(&training, &ids));
     let inference = training.valid();
     assert_eq!(logits_of(&inference, &ids), logits_of(&inference, &ids));
+}
+
+/// A model whose dropout would be seen in every text.
+fn in_training() -> Gpt2 {
+    let rate = 0.5;
+    let config = Gpt2Config { embd_pdrop: rate, attn_pdrop: rate, resid_pdrop: rate, ..small_config() };
+    config.init(&device().autodiff()).unwrap()
+}
+
+#[test]
+fn a_model_in_training_generates_and_is_measured_without_dropout() {
+    let training = in_training();
+    let valid = training.valid();
+    let request = greedy(&[vec![1, 2, 3], vec![4]], 12);
+    let generator = Generator::new(training.clone());
+    assert!(!generator.model().device().is_autodiff());
+    let expected = ids_of(&Generator::new(valid.clone()), &request);
+    (0..3).for_each(|_| assert_eq!(ids_of(&generator, &request), expected));
+
+    // A draft that is the same model, and sees no dropout either, is always right.
+    let speculation = Speculation { draft_len: DraftLen::Fixed(3), ..Speculation::default() };
+    for draft in [Draft::Model(training.clone()), Draft::Scripted(Scripted::new([], 1.0).with_model(training.clone()))]
+    {
+        let is_model = matches!(draft, Draft::Model(_));
+        let generator = Generator::new(valid.clone()).with_decoder(Decoder::Speculative(speculation));
+        let output = generator.with_draft(draft).unwrap().complete(&request).unwrap();
+        assert!(output.completions.iter().map(|completion| &completion.ids).eq(&expected));
+        let report = output.report.speculation.unwrap();
+        assert!(!is_model || (report.accepted == report.drafted && report.drafted > 0), "{report:?}");
+    }
+
+    let ids: Vec<u32> = (0..40).map(|n| n * n % 61).collect();
+    let loss = |model: &Gpt2| model.perplexity(&ids, 12, |_| {}).unwrap().loss;
+    assert_eq!(loss(&training), loss(&valid));
+    let agreement = training.agreement(&valid, &ids, 12, |_| {}).unwrap();
+    assert_eq!(agreement.greedy, 1.0);
+    assert_eq!(logit_drift(&training, &valid, &ids[..20]).unwrap(), 0.0);
+}
+
+#[test]
+fn the_deterministic_mode_refuses_a_model_in_training() {
+    let error = in_training().with_determinism(true).unwrap_err();
+    assert!(matches!(error, Error::Training { .. }) && error.to_string().contains(".valid()"), "{error}");
+    assert!(in_training().with_determinism(false).is_ok());
+    // Nor does it compute once it is trained again.
+    let again = in_training().valid().with_determinism(true).unwrap().train();
+    let tokens = TokenBatch::new(&[[1_u32]], &again).unwrap();
+    let mut cache = again.cache(CacheStorage::Growing, 1, 10).unwrap();
+    assert!(matches!(again.forward(&tokens, &mut cache, Logits::Last), Err(Error::Training { .. })));
+}
+
+#[test]
+fn caches_tokens_and_states_of_training_and_inference_do_not_mix() {
+    let training = in_training();
+    let inference = training.valid();
+    for (one, other) in [(&training, &inference), (&inference, &training)] {
+        let tokens = TokenBatch::new(&[[1_u32, 2, 3]], one).unwrap();
+        let mut cache = one.cache(CacheStorage::Growing, 1, 10).unwrap();
+        let of_other = other.forward(&TokenBatch::new(&[[1_u32]], other).unwrap(), &mut cache, Logits::Last);
+        assert!(matches!(of_other, Err(Error::Mismatch { what: "device of the cache", .. })));
+        let mut others_cache = other.cache(CacheStorage::Growing, 1, 10).unwrap();
+        let of_other = other.forward(&tokens, &mut others_cache, Logits::Last);
+        assert!(matches!(of_other, Err(Error::Mismatch { what: "device of the tokens", .. })));
+        let hidden = one.hidden_states(&tokens, &mut cache).unwrap();
+        assert!(matches!(other.head(hidden), Err(Error::Mismatch { .. })));
+        assert!(matches!(others_cache.copy_row(0, &cache, 0), Err(Error::Mismatch { .. })));
+        let segment = cache.segment(0, 0..2).unwrap();
+        assert!(matches!(others_cache.append_segments(&[vec![(segment, 2)]]), Err(Error::Mismatch { .. })));
+    }
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 mod common;
 
+use std::collections::HashMap;
 use std::path::Path;
 
 use common::{greedy, ids_of, random_model, small_config};
@@ -9,6 +10,10 @@ use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::generate::Generator;
 use gpt2_burn::prefix::{PrefixCache, Reuse};
 use gpt2_burn::{Error, Gpt2Config, WeightFormat};
+use safetensors::tensor::TensorView;
+use safetensors::{Dtype, serialize_to_file};
+use serde_json::json;
+use xxhash_rust::xxh3::Xxh3;
 
 const ROOM: usize = 1 << 30;
 
@@ -169,4 +174,147 @@ fn a_file_is_replaced_as_a_whole_or_not_at_all() {
     assert_eq!(std::fs::read_to_string(full.join("file")).unwrap(), "kept");
     assert!(before.save(folder.path().join("nowhere").join("file")).is_err());
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 2, "nothing is left behind");
+}
+
+/// Of a file that `save` did not write: a node's model, the node before it, and its tokens.
+type Node = (String, Option<usize>, Vec<u32>);
+
+/// Writes a file as `save` does, with keys and values of zeros, for models of one shape.
+fn craft(path: &Path, config: &Gpt2Config, nodes: &[Node]) {
+    let shape = |ids: &[u32]| vec![config.n_layer, config.n_head, ids.len(), config.n_embd / config.n_head];
+    let bytes = |ids: &[u32]| 4 * shape(ids).iter().product::<usize>();
+    let zeros = vec![0; nodes.iter().map(|(.., ids)| bytes(ids)).max().unwrap_or(0)];
+    let node = |(model, parent, ids): &Node| json!({"model": model, "parent": parent, "ids": ids, "ends": []});
+    let text = serde_json::to_string(&nodes.iter().map(node).collect::<Vec<_>>()).unwrap();
+    let mut checksum = Xxh3::new();
+    checksum.update(text.as_bytes());
+    let mut tensors = Vec::new();
+    for (index, (.., ids)) in nodes.iter().enumerate() {
+        for part in ["keys", "values"] {
+            let data = &zeros[..bytes(ids)];
+            checksum.update(data);
+            tensors.push((format!("{index}.{part}"), TensorView::new(Dtype::F32, shape(ids), data).unwrap()));
+        }
+    }
+    let checksum = format!("{:032x}", checksum.digest128());
+    let metadata = [("format", "gpt2-burn prefixes 1".to_owned()), ("nodes", text), ("checksum", checksum)];
+    let metadata: HashMap<String, String> = metadata.map(|(key, text)| (key.to_owned(), text)).into();
+    serialize_to_file(tensors, Some(metadata), path).unwrap();
+}
+
+/// Nodes of one token each, one behind the other.
+fn chain(model: &str, tokens: usize) -> Vec<Node> {
+    (0..tokens).map(|at| (model.to_owned(), at.checked_sub(1), vec![at as u32 % 61])).collect()
+}
+
+#[cfg(unix)]
+#[test]
+fn saving_leaves_the_mode_of_a_file_as_it_was() {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
+    let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+    let (folder, prefixes) = saved();
+    let path = folder.path().join("prefixes");
+    for shared in [0o644, 0o664, 0o600] {
+        std::fs::set_permissions(&path, Permissions::from_mode(shared)).unwrap();
+        prefixes.save(&path).unwrap();
+        assert_eq!(mode(&path), shared);
+    }
+    // A new file is like any other, and so are those of a checkpoint.
+    let (any, new, checkpoint) =
+        (folder.path().join("any"), folder.path().join("new"), folder.path().join("checkpoint"));
+    std::fs::write(&any, "").unwrap();
+    prefixes.save(&new).unwrap();
+    random_model(small_config()).save(&checkpoint, Default::default()).unwrap();
+    assert_eq!([mode(&new), mode(&checkpoint.join("model.safetensors"))], [mode(&any); 2]);
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 4, "nothing is left behind");
+}
+
+#[test]
+fn a_sequence_beyond_the_context_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    let prefixes = PrefixCache::new(ROOM);
+    let restored = generator(&prefixes);
+    let model = restored.fingerprint().unwrap().to_string();
+    let whole = vec![(model.clone(), None, vec![1; 25])];
+    for nodes in [whole, chain(&model, 25), chain(&model, 2_000)] {
+        craft(&path, &small_config(), &nodes);
+        assert_refused(&restored, &path, "a sequence of 25 tokens is beyond 24 positions");
+        assert_eq!(prefixes.tokens(), 0);
+    }
+    craft(&path, &small_config(), &chain(&model, 24));
+    assert_eq!((restored.restore_prefixes(&path).unwrap(), prefixes.tokens()), (24, 24));
+}
+
+#[test]
+fn chains_of_other_models_are_left_out_and_nothing_stands_behind_them() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    let prefixes = PrefixCache::new(ROOM);
+    let restored = generator(&prefixes);
+    let model = restored.fingerprint().unwrap().to_string();
+    let mut nodes = chain("another", 1_000);
+    nodes.push((model.clone(), None, vec![1, 2]));
+    craft(&path, &small_config(), &nodes);
+    assert_eq!((restored.restore_prefixes(&path).unwrap(), prefixes.to_string()), (2, "[1, 2]\n".to_owned()));
+    nodes.push((model, Some(999), vec![3]));
+    craft(&path, &small_config(), &nodes);
+    assert_refused(&restored, &path, "node 1001 and its parent, 999, are of two models");
+}
+
+#[test]
+fn the_count_is_of_what_stays_within_the_budget() {
+    let (folder, before) = saved();
+    let path = folder.path().join("prefixes");
+    let counts = [0, 1, 2, 3, 4].map(|quarters| {
+        let prefixes = PrefixCache::new(before.bytes() * quarters / 4);
+        let count = generator(&prefixes).restore_prefixes(&path).unwrap();
+        assert_eq!((count, prefixes.stats().evicted_tokens), (prefixes.tokens(), 0), "{prefixes}");
+        assert!(prefixes.bytes() <= prefixes.budget());
+        count
+    });
+    // A sixteenth is for what is around the data. First come [1, 2, 3], [4, 5] behind it, and [9]; last [30, 31].
+    assert_eq!(counts, [0, 0, 3, 5, 6]);
+
+    // What is held does not go for what is in a file, and is not counted.
+    let prefixes = PrefixCache::new(before.bytes());
+    let restored = generator(&prefixes);
+    restored.complete(&greedy(&[vec![50, 51, 52]], 2)).unwrap();
+    assert_eq!((restored.restore_prefixes(&path).unwrap(), prefixes.tokens()), (4, 7));
+    assert_eq!(prefixes.held(restored.fingerprint().unwrap(), &[50, 51, 52]), 3);
+    let prefixes = PrefixCache::new(ROOM);
+    let restored = generator(&prefixes);
+    restored.complete(&greedy(&[vec![1, 2, 60]], 2)).unwrap();
+    assert_eq!((restored.restore_prefixes(&path).unwrap(), prefixes.tokens()), (6, 9));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn restoring_holds_no_more_than_the_budget_while_it_reads() {
+    use gpt2_burn::measure::{process_memory, reset_peak_memory};
+
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    let config = Gpt2Config { n_embd: 256, n_head: 4, ..small_config() };
+    let prefixes = PrefixCache::new(1 << 20);
+    let model = random_model(config.clone()).prepare(WeightFormat::F32).unwrap();
+    let restored = Generator::new(model).with_prefix_cache(&prefixes).unwrap();
+    let model = restored.fingerprint().unwrap().to_string();
+    let sequence = |n: u32| [n % 61, n / 61].into_iter().chain(2..24).collect::<Vec<u32>>();
+    // 49 MB in many nodes, and as much in one of another model.
+    let mut nodes: Vec<Node> = (0..500).map(|n| (model.clone(), None, sequence(n))).collect();
+    nodes.push(("another".to_owned(), None, vec![0; 12_000]));
+    craft(&path, &config, &nodes);
+    drop(nodes);
+
+    let before = process_memory().unwrap().resident;
+    if !reset_peak_memory() {
+        return common::skipped("the peak of memory does not begin anew");
+    }
+    assert_eq!(restored.restore_prefixes(&path).unwrap(), 10 * 24, "4 kB a token, and 15/16 of the budget");
+    // What other tests take in the meantime counts too.
+    let taken = process_memory().unwrap().peak.saturating_sub(before);
+    assert!(taken < 48 << 20, "{taken} bytes for a budget of {}", prefixes.budget());
 }

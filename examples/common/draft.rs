@@ -1,14 +1,14 @@
-//! `--draft`, `--draft-len`, `--acceptance`.
+//! `--draft`, `--draft-len`.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::generate::{Decoder, Report};
-use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Speculation, SpeculationReport};
+use gpt2_burn::speculative::{Draft, DraftLen, Ngram, Speculation, SpeculationReport};
 use gpt2_burn::{CacheStorage, Gpt2};
 use serde_json::{Value, json};
 
-use super::Failure;
 use super::model::ModelArgs;
+use super::{Failure, Given};
 
 /// How speculation is done.
 #[derive(Args, Clone, Debug)]
@@ -20,17 +20,6 @@ pub struct DraftArgs {
     /// Tokens that are proposed at a time; `auto`: as many as pay, by what is measured on the way
     #[arg(long, default_value = "4", value_parser = draft_len, value_name = "N|auto")]
     pub draft_len: DraftLen,
-    /// Which proposals stand when sampling: `rejection` sampling keeps the distribution and accepts most; `match` draws as
-    /// without a draft, and gives the same ids for a seed
-    #[arg(long, value_enum, default_value = "rejection")]
-    pub acceptance: AcceptanceName,
-}
-
-/// Rules by which tokens are accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum AcceptanceName {
-    Rejection,
-    Match,
 }
 
 fn draft_len(text: &str) -> Result<DraftLen, String> {
@@ -45,11 +34,13 @@ fn draft_len(text: &str) -> Result<DraftLen, String> {
 impl DraftArgs {
     /// The speculative decoder.
     pub fn decoder(&self, storage: CacheStorage) -> Decoder {
-        let acceptance = match self.acceptance {
-            AcceptanceName::Rejection => Acceptance::Rejection,
-            AcceptanceName::Match => Acceptance::Match,
-        };
-        Decoder::Speculative(Speculation { storage, draft_len: self.draft_len, acceptance })
+        Decoder::Speculative(Speculation { storage, draft_len: self.draft_len, ..Speculation::default() })
+    }
+
+    /// Refuses all that is said about drafts, where none are made.
+    pub fn refuse(given: &Given) -> Result<(), Failure> {
+        let ids = ["draft", "draft_len", "acceptance", "agreement", "draft_config"];
+        given.refuse(&ids, "has no effect: it is for the speculative decoder, which is not chosen here (see --help)")
     }
 
     /// What proposes tokens, on the device of its target.

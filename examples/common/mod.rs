@@ -7,9 +7,12 @@ pub mod prefixes;
 pub mod prompts;
 pub mod three_ways;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
+use clap::Parser;
 use clap::builder::{RangedU64ValueParser, TypedValueParser};
+use clap::parser::ValueSource;
 
 /// The error of an example: its message is all that is shown.
 pub type Failure = Box<dyn std::error::Error + Send + Sync>;
@@ -29,6 +32,38 @@ pub fn run(main: impl FnOnce() -> Result<(), Failure>) -> ExitCode {
 
 fn is_broken_pipe(error: &Failure) -> bool {
     error.downcast_ref::<std::io::Error>().is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// Which flags the command line has, by their fields' names: a default is nobody's wish.
+pub struct Given(Vec<(String, String)>);
+
+/// Reads a command line; ends the program if it cannot be read, or asks for help.
+pub fn parse<A: Parser>(words: impl IntoIterator<Item = OsString>) -> (A, Given) {
+    let mut command = A::command();
+    let matches = command.try_get_matches_from_mut(words).unwrap_or_else(|error| error.exit());
+    let args = A::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit());
+    let is_given = |id: &str| matches.value_source(id) == Some(ValueSource::CommandLine);
+    let given = command.get_arguments().filter(|arg| is_given(arg.get_id().as_str()));
+    let flag = |arg: &clap::Arg| {
+        let name = arg.get_long().map_or(arg.get_id().to_string(), |long| format!("--{long}"));
+        (arg.get_id().to_string(), name)
+    };
+    (args, Given(given.map(flag).collect()))
+}
+
+impl Given {
+    /// Whether a flag was given.
+    pub fn has(&self, id: &str) -> bool {
+        self.0.iter().any(|(given, _)| given == id)
+    }
+
+    /// Fails if one of these flags was given, which would be ignored.
+    pub fn refuse(&self, ids: &[&str], why: &str) -> Result<(), Failure> {
+        match self.0.iter().find(|(given, _)| ids.contains(&given.as_str())) {
+            Some((_, flag)) => Err(format!("{flag} {why}").into()),
+            None => Ok(()),
+        }
+    }
 }
 
 /// A flag's value that is at least 1.

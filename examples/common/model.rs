@@ -10,7 +10,7 @@ use gpt2_burn::tokenizer::Tokenizer;
 use gpt2_burn::{Checkpoint, Gpt2, Threads, WeightFormat};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 
-use super::Failure;
+use super::{Failure, Given};
 
 /// Which model, and where it runs.
 #[derive(Args, Clone, Debug)]
@@ -110,6 +110,23 @@ impl From<FloatType> for DType {
 }
 
 impl ModelArgs {
+    /// Refuses flags that would be ignored.
+    pub fn check(&self, given: &Given) -> Result<(), Failure> {
+        if self.init_from.as_deref() != Some("resume") {
+            given.refuse(&["out_dir"], "has no effect: it is read with --init_from=resume only")?;
+        }
+        let on_gpu = self.device.split(',').any(|name| !["flex", "ndarray"].contains(&name));
+        if !on_gpu || self.kernels == OnOff::Off {
+            given.refuse(&["fast_f32"], "has no effect: it is for the kernels of GPUs")?;
+        }
+        Ok(())
+    }
+
+    /// What the model is called, in either spelling.
+    pub fn name(&self) -> &str {
+        self.init_from.as_deref().unwrap_or(&self.model)
+    }
+
     /// Loads the model, onto the device named, and its tokenizer.
     pub fn load(&self) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
         self.load_on(&self.device()?)
@@ -147,7 +164,7 @@ impl ModelArgs {
 
     /// Whether the model is the embedded target, which has a draft beside it.
     pub fn is_embedded(&self) -> bool {
-        self.init_from.as_deref().unwrap_or(&self.model) == "embedded"
+        self.name() == "embedded"
     }
 
     /// The weights of a checkpoint in `format`, for kernels unless they are off.

@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use gpt2_burn::generate::Generator;
 use gpt2_burn::prefix::{PrefixCache, Reuse};
 
-use super::Failure;
+use super::{Failure, Given};
 
 const FLAG: &str = "--prefix-cache";
 
@@ -51,11 +51,21 @@ pub fn with_bare_flag(args: impl Iterator<Item = OsString>) -> Vec<OsString> {
 }
 
 impl PrefixArgs {
+    /// Refuses flags that would be ignored.
+    pub fn check(&self, given: &Given) -> Result<(), Failure> {
+        match (self.prefix_cache, &self.prefix_cache_file) {
+            (Some(PrefixCacheName::Off), Some(_)) => Err("--prefix-cache off leaves nothing for a file".into()),
+            (Some(PrefixCacheName::Off), None) | (None, None) => {
+                given.refuse(&["prefix_cache_mb", "keep_generated"], "has no effect without --prefix-cache")
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// The generator with the cache asked for, which holds what is in the file.
     pub fn attach(&self, generator: Generator) -> Result<(Generator, Option<PrefixCache>), Failure> {
         let reuse = match (self.prefix_cache, &self.prefix_cache_file) {
-            (Some(PrefixCacheName::Off), Some(_)) => return Err("--prefix-cache off leaves nothing for a file".into()),
-            (Some(PrefixCacheName::Off), None) | (None, None) => return Ok((generator, None)),
+            (Some(PrefixCacheName::Off), _) | (None, None) => return Ok((generator, None)),
             (Some(PrefixCacheName::Exact), _) => Reuse::Exact,
             (Some(PrefixCacheName::Radix), _) | (None, Some(_)) => Reuse::Radix,
         };

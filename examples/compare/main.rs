@@ -21,7 +21,7 @@ use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
 use common::draft::DraftArgs;
 use common::model::{FloatType, ModelArgs};
-use common::{Failure, at_least_one};
+use common::{Failure, Given, at_least_one};
 use gpt2_burn::backends::describe;
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
@@ -55,8 +55,8 @@ struct Args {
     /// Tokens to add to each prompt; default: 128 for throughput, 256 for latency
     #[arg(long, alias = "max_new_tokens", value_name = "N", value_parser = at_least_one())]
     max_new_tokens: Option<usize>,
-    /// What is compared; default: naive, kv-growing and kv-preallocated, and speculative too if something is said about a draft,
-    /// or for the latency of the embedded model
+    /// What is compared; default: naive, kv-growing and kv-preallocated, and speculative too with --draft or --agreement, or for
+    /// the latency of the embedded model
     #[arg(long, value_enum, value_delimiter = ',')]
     decoders: Vec<DecoderName>,
     #[command(flatten)]
@@ -118,6 +118,22 @@ impl Args {
         decoders
     }
 
+    /// Refuses flags that would be ignored.
+    fn check(&self, given: &Given) -> Result<(), Failure> {
+        self.model.check(given)?;
+        let decoders = self.decoders();
+        if !decoders.contains(&DecoderName::Speculative) {
+            DraftArgs::refuse(given)?;
+        }
+        if !decoders.contains(&DecoderName::Naive) {
+            given.refuse(&["naive_seconds"], "has no effect: naive decoding is not compared")?;
+        }
+        if decoders.iter().all(|name| *name == DecoderName::Naive) {
+            given.refuse(&["cache_dtype"], "has no effect: naive decoding has no cache")?;
+        }
+        Ok(())
+    }
+
     fn decoder(&self, name: DecoderName) -> Decoder {
         match name {
             DecoderName::Naive => Decoder::Naive,
@@ -158,8 +174,11 @@ struct Candidate {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| args.model.with_threads(|| compare(&args)))
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        args.check(&given)?;
+        args.model.with_threads(|| compare(&args))
+    })
 }
 
 fn compare(args: &Args) -> Result<(), Failure> {

@@ -16,9 +16,9 @@ use std::str::FromStr;
 
 use clap::builder::RangedU64ValueParser;
 use clap::{Parser, ValueEnum};
-use common::Failure;
 use common::model::{ModelArgs, OnOff};
 use common::prompts::read_text;
+use common::{Failure, Given};
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::cost::{
     ClosedForm, Cost, Counted, DraftLength, Hardware, Pass, Precision, Speculation, Term, bytes_from_text,
@@ -68,7 +68,7 @@ struct Args {
     #[arg(long)]
     head: bool,
     /// Print the table of terms of each case
-    #[arg(long)]
+    #[arg(long, conflicts_with = "json")]
     terms: bool,
     /// Probability that a drafted token is accepted
     #[arg(long, default_value_t = 0.75, value_name = "A", allow_negative_numbers = true)]
@@ -152,7 +152,7 @@ impl From<ElementType> for DType {
     }
 }
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum Count {
     Assignment,
     All,
@@ -271,8 +271,36 @@ struct TemperatureReport {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| args.model.with_threads(|| inference_math(&args)))
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        args.check(&given)?;
+        args.model.with_threads(|| inference_math(&args))
+    })
+}
+
+impl Args {
+    /// Refuses flags that would be ignored.
+    fn check(&self, given: &Given) -> Result<(), Failure> {
+        self.model.check(given)?;
+        if self.count != Count::Assignment {
+            given.refuse(&["head"], "has no effect: only `--count assignment` leaves the head out")?;
+        }
+        if self.bandwidth.is_some() && self.tflops.is_some() && self.memory_limit.is_some() {
+            given.refuse(&["hardware"], "has no effect: its bandwidth, operations and memory are all given")?;
+        }
+        if self.temperatures.0.is_none() {
+            let pair = ["text", "text_tokens", "draft", "model", "init_from", "tokenizer"];
+            given.refuse(&pair, "has no effect: it is for the pair of --temperatures, which are off")?;
+            if self.hardware != "measured" {
+                let how = ["device", "dtype", "kernels", "threads", "fast_f32"];
+                given.refuse(
+                    &how,
+                    "has no effect: without --temperatures and --hardware measured nothing is computed",
+                )?;
+            }
+        }
+        Ok(())
+    }
 }
 
 fn inference_math(args: &Args) -> Result<(), Failure> {

@@ -142,12 +142,9 @@ fn keys_and_values(cases: &[CaseReport]) -> Table {
 fn constants(report: &Report) -> Table {
     let mut table = table(["model", "without head", "with head"]);
     for constant in &report.decode_constants {
-        let milliseconds = |seconds: f64| format!("{:.3} ms", seconds * 1e3);
-        table.add_row([
-            constant.model.clone(),
-            milliseconds(constant.without_head_seconds),
-            milliseconds(constant.with_head_seconds),
-        ]);
+        // In microseconds too, as the assignment asks.
+        let both = |seconds: f64| format!("{:.3} ms = {:.0} us", seconds * 1e3, seconds * 1e6);
+        table.add_row([constant.model.clone(), both(constant.without_head_seconds), both(constant.with_head_seconds)]);
     }
     aligned(table)
 }

@@ -26,26 +26,27 @@ mod sweep;
 use std::io::Write;
 use std::process::ExitCode;
 
-use clap::Parser;
 use common::Failure;
 use options::{Args, Plan};
 use sweep::Sweep;
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| args.model.with_threads(|| latency_curves(&args)))
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        let plan = Plan::new(&args, &given)?;
+        args.model.with_threads(|| latency_curves(&args, &plan))
+    })
 }
 
-fn latency_curves(args: &Args) -> Result<(), Failure> {
+fn latency_curves(args: &Args, plan: &Plan) -> Result<(), Failure> {
     let names = options::unique(args.model.device.split(','));
     // All of them before anything is computed, which takes minutes.
     let devices = names.iter().map(|name| Ok(gpt2_burn::device(name)?)).collect::<Result<Vec<_>, Failure>>()?;
-    let plan = Plan::new(args)?;
     if let Some(of) = &args.memory_of {
-        return memory::print(args, &plan, of.curve, &of.device);
+        return memory::print(args, plan, of.curve, &of.device);
     }
     std::fs::create_dir_all(&args.out).map_err(|error| format!("{}: {error}", args.out.display()))?;
-    let sweeps = names.iter().zip(&devices).map(|(name, device)| Sweep::run(args, &plan, name, device));
+    let sweeps = names.iter().zip(&devices).map(|(name, device)| Sweep::run(args, plan, name, device));
     let sweeps = sweeps.collect::<Result<Vec<_>, Failure>>()?;
     let written = files::write(args, &sweeps)?;
 

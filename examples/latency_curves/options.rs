@@ -11,7 +11,7 @@ use gpt2_burn::{CacheStorage, Gpt2Config};
 
 use crate::common::draft::DraftArgs;
 use crate::common::model::{FloatType, ModelArgs};
-use crate::common::{Failure, at_least_one};
+use crate::common::{Failure, Given, at_least_one};
 
 /// Curves of time and memory against the length of the prompt and of the output, with what the arithmetic predicts.
 #[derive(Parser, Debug)]
@@ -203,7 +203,9 @@ pub struct Plan {
 }
 
 impl Plan {
-    pub fn new(args: &Args) -> Result<Self, Failure> {
+    /// Fails for flags that would be ignored.
+    pub fn new(args: &Args, given: &Given) -> Result<Self, Failure> {
+        args.model.check(given)?;
         let (prompts, outputs, prompt, new, rounds, naive_steps): (&[usize], &[usize], _, _, _, _) = match args.preset {
             Preset::Small => (&[16, 64, 128, 192, 256, 320, 384, 448], &[8, 64, 128, 192, 256, 384], 64, 32, 3, 64),
             Preset::Medium => (&[64, 128, 256, 512], &[8, 64, 128, 256], 64, 24, 3, 4),
@@ -225,8 +227,8 @@ impl Plan {
             lengths.dedup();
         }
         let named = args.config.as_deref().or_else(|| {
-            let asked_for = args.model.model != "embedded";
-            args.preset.config().filter(|_| !asked_for)
+            let is_model_named = given.has("model") || given.has("init_from");
+            args.preset.config().filter(|_| !is_model_named)
         });
         let config = named.map(published).transpose()?;
         let has_embedded_draft = config.is_none() && args.model.is_embedded();
@@ -240,6 +242,19 @@ impl Plan {
                 decoders.push(DecoderName::Speculative);
             }
         }
+        let decoders = unique(decoders);
+        if config.is_some() {
+            given.refuse(&["tokenizer"], "has no effect on random weights: name a model too")?;
+        }
+        if !decoders.contains(&DecoderName::Speculative) {
+            DraftArgs::refuse(given)?;
+        }
+        if !decoders.contains(&DecoderName::Naive) {
+            given.refuse(&["naive_steps"], "has no effect: naive decoding is not compared")?;
+        }
+        if decoders == [DecoderName::Naive] {
+            given.refuse(&["cache_dtype"], "has no effect: naive decoding has no cache")?;
+        }
         Ok(Self {
             points: [
                 prompts.into_iter().map(|prompt| Lengths { prompt, new }).collect(),
@@ -248,7 +263,7 @@ impl Plan {
             rounds: args.num_samples.unwrap_or(rounds),
             naive_steps: args.naive_steps.unwrap_or(naive_steps),
             config,
-            decoders: unique(decoders),
+            decoders,
             draft,
         })
     }

@@ -15,7 +15,7 @@ pub fn model_name(args: &Args, plan: &Plan) -> String {
     match (&args.config, &plan.config) {
         (Some(name), _) => name.clone(),
         (None, Some(_)) => "gpt2".to_owned(),
-        (None, None) => args.model.model.clone(),
+        (None, None) => args.model.name().to_owned(),
     }
 }
 

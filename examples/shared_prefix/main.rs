@@ -79,8 +79,11 @@ struct Bench<'a> {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| args.model.with_threads(|| shared_prefix(&args)))
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        args.model.check(&given)?;
+        args.model.with_threads(|| shared_prefix(&args))
+    })
 }
 
 fn shared_prefix(args: &Args) -> Result<(), Failure> {
@@ -195,7 +198,7 @@ impl Bench<'_> {
     }
 
     fn heading(&self) -> String {
-        let what = self.args.config.as_deref().unwrap_or(&self.args.model.model);
+        let what = self.args.config.as_deref().unwrap_or(self.args.model.name());
         let how = if self.without.model().is_prepared() { "" } else { ", without kernels" };
         let threads = Threads::current();
         format!(

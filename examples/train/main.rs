@@ -49,9 +49,10 @@ struct Args {
     /// Share of the target's distribution in the loss when distilling; the rest is the text's
     #[arg(long, default_value_t = 0.9)]
     distill_weight: f64,
-    /// Entries of the byte-level BPE that is trained on the text; at least 257
-    #[arg(long, default_value_t = 512)]
-    vocab_size: usize,
+    /// Entries of the byte-level BPE that is trained on the text; at least 257; default: 512, or those of the model that is
+    /// distilled
+    #[arg(long)]
+    vocab_size: Option<usize>,
     /// Transformer blocks
     #[arg(long, default_value_t = 7)]
     n_layer: usize,
@@ -124,10 +125,15 @@ struct Args {
 }
 
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| match args.threads {
-        0 => train(&args),
-        threads => Threads::new(threads).map_err(gpt2_burn::Error::from)?.install(|| train(&args)),
+    let (args, given) = common::parse::<Args>(std::env::args_os());
+    common::run(|| {
+        if args.distill.is_none() {
+            given.refuse(&["distill_weight"], "has no effect without --distill")?;
+        }
+        match args.threads {
+            0 => train(&args),
+            threads => Threads::new(threads).map_err(gpt2_burn::Error::from)?.install(|| train(&args)),
+        }
     })
 }
 
@@ -195,15 +201,28 @@ impl Args {
     fn teacher_and_tokenizer(&self, device: &Device, text: &str) -> Result<(Option<Gpt2>, Tokenizer), Failure> {
         let path = self.out.join("tokenizer.json");
         if let Some(teacher) = &self.distill {
+            let entries = Tokenizer::open(teacher.join("tokenizer.json"))?.vocab_size();
+            if let Some(other) = self.vocab_size.filter(|wanted| *wanted != entries) {
+                return Err(format!(
+                    "--vocab-size {other}: the tokenizer of --distill is used, which has {entries} entries"
+                )
+                .into());
+            }
             std::fs::copy(teacher.join("tokenizer.json"), &path)
                 .map_err(|error| format!("{}: {error}", teacher.join("tokenizer.json").display()))?;
             let teacher = Checkpoint::open(teacher)?.load(device, DType::F32)?;
             return Ok((Some(teacher), Tokenizer::open(path)?));
         }
         if !path.exists() {
-            data::train_tokenizer(data::training_part(text), self.vocab_size, &path)?;
+            data::train_tokenizer(data::training_part(text), self.vocab_size.unwrap_or(512), &path)?;
         }
-        Ok((None, Tokenizer::open(path)?))
+        let tokenizer = Tokenizer::open(path)?;
+        // A short text can have fewer than were asked for.
+        let entries = tokenizer.vocab_size();
+        if let Some(fewer) = self.vocab_size.filter(|wanted| *wanted < entries) {
+            return Err(format!("--vocab-size {fewer}: the tokenizer in --out has {entries} entries").into());
+        }
+        Ok((None, tokenizer))
     }
 
     /// Sequences of a step, and the tokens of each: about as many tokens in every step.

@@ -23,6 +23,11 @@ impl LayerCache {
         self.held.as_ref().map_or(0, |held| bytes(&held.keys) + bytes(&held.values))
     }
 
+    /// Positions for which the buffers have room; 0 without buffers.
+    pub fn positions(&self) -> usize {
+        self.held.as_ref().map_or(0, |held| held.keys.dims()[2])
+    }
+
     pub fn buffers(&self) -> Option<(Tensor<4>, Tensor<4>)> {
         self.held.as_ref().map(|held| (held.keys.clone(), held.values.clone()))
     }

@@ -5,9 +5,11 @@ mod segment;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::backends::largest_buffer;
+use crate::backends::runs_ahead;
+use crate::memory::{check_buffer, product};
 use crate::model::attention::Segment;
-use crate::{Error, Gpt2, Gpt2Config, Result};
+use crate::model::is_same_device;
+use crate::{Error, Gpt2, Gpt2Config, MemoryLimit, Result};
 use layer::LayerCache;
 pub use segment::KvSegment;
 
@@ -37,18 +39,7 @@ pub struct KvCache {
     shape: [usize; 4],
     dtype: DType,
     device: Device,
-}
-
-/// Checks that full rows would fit the address space: layers, heads and width of a head are the first of `shape`.
-fn check_size(shape: [usize; 4], batch: usize, capacity: usize, dtype: DType) -> Result<()> {
-    let [layers, heads, head_dim, _] = shape;
-    let bytes = [2, layers, heads, head_dim, batch, capacity, dtype.size()]
-        .iter()
-        .try_fold(1_usize, |product, factor| product.checked_mul(*factor));
-    match bytes {
-        Some(bytes) if bytes <= isize::MAX as usize => Ok(()),
-        _ => Err(Error::mismatch("rows of the cache", "what the address space can hold", batch)),
-    }
+    limit: MemoryLimit,
 }
 
 /// Bytes that a cache takes.
@@ -72,8 +63,9 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::EmptyBatch`] for no rows; [`Error::Mismatch`] for a capacity that is 0, beyond the model's context,
-    /// or with which the buffers would exceed the address space, or what the device reads as one; [`Error::Device`] for an unsupported `dtype`.
+    /// [`Error::EmptyBatch`] for no rows; [`Error::Mismatch`] for a capacity that is 0 or beyond the model's context, or with
+    /// which a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`] if the buffers take more than
+    /// [the system](MemoryLimit::system) gives; [`Error::Device`] for an unsupported `dtype`.
     pub fn new(
         config: &Gpt2Config,
         storage: CacheStorage,
@@ -81,6 +73,23 @@ impl KvCache {
         capacity: usize,
         dtype: DType,
         device: &Device,
+    ) -> Result<Self> {
+        Self::with_limit(config, storage, batch, capacity, dtype, device, MemoryLimit::system())
+    }
+
+    /// As [`new`](Self::new), of which all buffers together, with what is copied when they grow, take up to `limit`.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new).
+    pub fn with_limit(
+        config: &Gpt2Config,
+        storage: CacheStorage,
+        batch: usize,
+        capacity: usize,
+        dtype: DType,
+        device: &Device,
+        limit: MemoryLimit,
     ) -> Result<Self> {
         config.validate()?;
         gpt2_burn_backends::check_dtype(device, dtype)?;
@@ -93,13 +102,19 @@ impl KvCache {
         }
         let (heads, head_dim) = (config.n_head, config.head_dim());
         let shape = [config.n_layer, heads, head_dim, config.n_positions];
-        check_size(shape, batch, capacity, dtype)?;
-        let bytes = batch * heads * capacity * head_dim * dtype.size();
-        if let Some(most) = largest_buffer(device).filter(|most| *most < bytes) {
-            let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
-            return Err(Error::mismatch(what, format!("at most {most} (the device's largest buffer)"), bytes));
-        }
-        let layers = (0..config.n_layer)
+        // Without rows yet: the lengths of so many may not fit either.
+        let mut cache = Self {
+            layers: Vec::new(),
+            lens: Vec::new(),
+            storage,
+            capacity,
+            shape,
+            dtype,
+            device: device.clone(),
+            limit,
+        };
+        cache.check_buffers(batch, if storage == CacheStorage::Growing { 0 } else { capacity })?;
+        cache.layers = (0..config.n_layer)
             .map(|_| match storage {
                 CacheStorage::Preallocated => {
                     LayerCache::preallocated([batch, heads, capacity, head_dim], dtype, device)
@@ -107,7 +122,38 @@ impl KvCache {
                 CacheStorage::Growing => LayerCache::default(),
             })
             .collect();
-        Ok(Self { layers, lens: vec![0; batch], storage, capacity, shape, dtype, device: device.clone() })
+        cache.lens = vec![0; batch];
+        Ok(cache)
+    }
+
+    /// Checks that there may be buffers for `batch` rows of `positions`, instead of those that there are: every place that makes
+    /// or lengthens some asks here first.
+    fn check_buffers(&self, batch: usize, positions: usize) -> Result<()> {
+        let [layers, heads, head_dim, _] = self.shape;
+        let buffer = product([batch, heads, positions, head_dim, self.dtype.size()]);
+        let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
+        check_buffer(what, buffer, &self.device)?;
+        let layer = buffer.saturating_mul(2);
+        let held = self.bytes().reserved;
+        // Layer after layer, the old buffers go when the new ones are there.
+        let copied = if held > 0 { layer } else { 0 };
+        let all = product([layers, layer]).saturating_add(copied);
+        let asked = match self.limit.is_system() {
+            // A GPU has memory of its own, about which the system knows nothing.
+            true if runs_ahead(&self.device) && all <= isize::MAX as usize => 0,
+            true => all.saturating_sub(held),
+            false => all,
+        };
+        // And what is kept of a row besides.
+        self.limit.check("a key-value cache", asked.saturating_add(product([batch, 4 * size_of::<usize>()])))
+    }
+
+    /// Positions for which the buffers have room.
+    fn positions(&self) -> usize {
+        match self.storage {
+            CacheStorage::Preallocated => self.capacity,
+            CacheStorage::Growing => self.longest(),
+        }
     }
 
     /// How keys and values are held.
@@ -183,8 +229,8 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if that is beyond the model's context, or what the address space can hold; the cache is then
-    /// as it was.
+    /// [`Error::Mismatch`] if that is beyond the model's context, or what the device reads as one buffer;
+    /// [`Error::OutOfMemory`]. The cache is then as it was.
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         let [.., n_positions] = self.shape;
         if capacity <= self.capacity {
@@ -196,8 +242,8 @@ impl KvCache {
         }
         let blocks = (capacity - self.capacity).div_ceil(Self::BLOCK);
         let capacity = (self.capacity + blocks * Self::BLOCK).min(n_positions);
-        check_size(self.shape, self.batch(), capacity, self.dtype)?;
         if self.storage == CacheStorage::Preallocated {
+            self.check_buffers(self.batch(), capacity)?;
             let filled = self.longest();
             self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
         }
@@ -210,14 +256,14 @@ impl KvCache {
     /// # Errors
     ///
     /// [`Error::Mismatch`] if there is no such row, or the caches are not of models of the same shape on the same device;
-    /// [`Error::CacheFull`] if the other row is longer than the capacity. The cache is then as it was.
+    /// [`Error::CacheFull`] if the other row is longer than the capacity; [`Error::OutOfMemory`]. The cache is then as it was.
     pub fn copy_row(&mut self, row: usize, other: &Self, from: usize) -> Result<()> {
         for (cache, row) in [(&*self, row), (other, from)] {
             if row >= cache.batch() {
                 return Err(Error::mismatch("row of the cache", format!("less than {}", cache.batch()), row));
             }
         }
-        if (self.shape, &self.device) != (other.shape, &other.device) {
+        if self.shape != other.shape || !is_same_device(&self.device, &other.device) {
             let describe = |cache: &Self| format!("{:?} on {:?}", cache.shape, cache.device);
             let what = "[layers, heads, width of a head, positions] of the other cache";
             return Err(Error::mismatch(what, describe(self), describe(other)));
@@ -225,6 +271,9 @@ impl KvCache {
         let len = other.len(from);
         if len > self.capacity {
             return Err(Error::CacheFull { row, tokens: len, capacity: self.capacity });
+        }
+        if self.storage == CacheStorage::Growing && len > self.longest() {
+            self.check_buffers(self.batch(), len)?;
         }
         let [_, heads, head_dim, _] = self.shape;
         // Made only where a growing cache holds nothing yet.
@@ -234,7 +283,7 @@ impl KvCache {
             if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
                 let part = |buffer: Tensor<4>| buffer.narrow(0, from, 1).narrow(2, 0, len);
                 let new = Segment { keys: part(keys), values: part(values) };
-                layer.write_row(row, new.cast(self.dtype), shape, filled);
+                layer.write_row(row, new.rounded(self.dtype), shape, filled);
             }
         }
         self.lens[row] = len;
@@ -249,12 +298,13 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if there is no such row, or the address space cannot hold so many.
+    /// [`Error::Mismatch`] if there is no such row, or a buffer would be larger than what the device reads as one;
+    /// [`Error::OutOfMemory`]. The cache is then as it was.
     pub fn fork(&mut self, row: usize, times: usize) -> Result<()> {
         if row >= self.batch() {
             return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
         }
-        check_size(self.shape, self.batch().saturating_add(times), self.capacity, self.dtype)?;
+        self.check_buffers(self.batch().saturating_add(times), self.positions())?;
         let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
         self.gather(&rows)
     }
@@ -263,8 +313,8 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if there is no such row, [`Error::EmptyBatch`] if none would be left; the cache is then as
-    /// it was.
+    /// [`Error::Mismatch`] if there is no such row, or a buffer would be larger than what the device reads as one,
+    /// [`Error::EmptyBatch`] if no row would be left; [`Error::OutOfMemory`]. The cache is then as it was.
     pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
         if rows.is_empty() {
             return Err(Error::EmptyBatch);
@@ -275,7 +325,7 @@ impl KvCache {
         if rows.iter().copied().eq(0..self.batch()) {
             return Ok(());
         }
-        check_size(self.shape, rows.len(), self.capacity, self.dtype)?;
+        self.check_buffers(rows.len(), self.positions())?;
         let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
         let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
         for layer in &mut self.layers {
@@ -288,7 +338,7 @@ impl KvCache {
     /// Checks that `new_lens[b]` tokens can be appended to each row `b` by this model.
     pub(crate) fn check_append(&self, model: &Gpt2, new_lens: &[usize]) -> Result<()> {
         let (config, device) = (model.config(), model.device());
-        if device != self.device {
+        if !is_same_device(&device, &self.device) {
             return Err(Error::mismatch("device of the cache", format!("{device:?}"), format!("{:?}", self.device)));
         }
         let shape = [config.n_layer, config.n_head, config.head_dim(), config.n_positions];
@@ -308,7 +358,18 @@ impl KvCache {
                 return Err(Error::CacheFull { row, tokens, capacity: self.capacity });
             }
         }
-        Ok(())
+        match self.storage {
+            CacheStorage::Preallocated => Ok(()),
+            CacheStorage::Growing => {
+                let tokens = self.lens.iter().zip(new_lens).map(|(held, new)| held + new);
+                self.check_buffers(self.batch(), tokens.max().unwrap_or(0))
+            }
+        }
+    }
+
+    /// Bytes that may be asked for.
+    pub(crate) fn limit(&self) -> MemoryLimit {
+        self.limit
     }
 
     /// Writes the new keys and values, `[B, H, T, D]`, of one layer behind what each row holds, and returns all of
@@ -325,8 +386,8 @@ impl KvCache {
         match (self.storage, past) {
             // Kernels round what they write.
             (CacheStorage::Preallocated, Some(_)) => layer.write(new, past, &self.lens, new_lens),
-            (CacheStorage::Preallocated, None) => layer.write(new.cast(self.dtype), None, &self.lens, new_lens),
-            (CacheStorage::Growing, _) => layer.grow(new.cast(self.dtype), &self.lens, new_lens),
+            (CacheStorage::Preallocated, None) => layer.write(new.rounded(self.dtype), None, &self.lens, new_lens),
+            (CacheStorage::Growing, _) => layer.grow(new.rounded(self.dtype), &self.lens, new_lens),
         }
     }
 

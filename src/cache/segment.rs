@@ -9,7 +9,8 @@ use burn::tensor::{DType, Device, Tensor};
 use super::layer::{LayerCache, own};
 use super::{CacheStorage, KvCache};
 use crate::model::attention::Segment;
-use crate::{Error, Gpt2Config, Result, Threads};
+use crate::model::is_same_device;
+use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
 
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
@@ -60,7 +61,7 @@ impl KvSegment {
     /// The first tokens' keys and values in one layer, `[1, H, tokens, D]`, copied.
     fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> Segment {
         let part = |all: &Tensor<4>| own(all.clone().narrow(0, layer, 1).narrow(2, 0, tokens));
-        Segment { keys: part(self.keys()), values: part(self.values()) }.cast(dtype)
+        Segment { keys: part(self.keys()), values: part(self.values()) }.rounded(dtype)
     }
 
     /// `[layers, heads, width of a head]`, and where it is.
@@ -90,7 +91,7 @@ impl KvCache {
         Ok(KvSegment::new(stack(&keys), stack(&values)))
     }
 
-    /// As [`new`](Self::new) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
+    /// As [`with_limit`](Self::with_limit) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
     /// the same memory twice.
     ///
     /// # Errors
@@ -103,9 +104,11 @@ impl KvCache {
         dtype: DType,
         device: &Device,
         rows: &[Vec<(KvSegment, usize)>],
+        limit: MemoryLimit,
     ) -> Result<Self> {
         // A growing cache has no buffers yet.
-        let mut cache = Self::new(config, CacheStorage::Growing, rows.len(), capacity, dtype, device)?;
+        let growing = CacheStorage::Growing;
+        let mut cache = Self::with_limit(config, growing, rows.len(), capacity, dtype, device, limit)?;
         cache.storage = storage;
         cache.append_segments(rows)?;
         Ok(cache)
@@ -117,8 +120,8 @@ impl KvCache {
     /// # Errors
     ///
     /// [`Error::Mismatch`] if there is not one list a row, a segment is shorter than said, or is of a model of another
-    /// shape or on another device; [`Error::CacheFull`] if a row would be longer than the capacity. The cache is then as it
-    /// was.
+    /// shape or on another device; [`Error::CacheFull`] if a row would be longer than the capacity; [`Error::OutOfMemory`]. The
+    /// cache is then as it was.
     pub fn append_segments(&mut self, rows: &[Vec<(KvSegment, usize)>]) -> Result<()> {
         let lens = self.check_segments(rows)?;
         let [_, heads, head_dim, _] = self.shape;
@@ -127,6 +130,9 @@ impl KvCache {
             CacheStorage::Preallocated => self.capacity,
             CacheStorage::Growing => lens.iter().copied().max().unwrap_or(0),
         };
+        if self.layers.iter().any(|layer| layer.positions() < positions) {
+            self.check_buffers(self.batch(), positions)?;
+        }
         let shape = [self.batch(), heads, positions, head_dim];
         let fill = |(index, layer): (usize, &mut LayerCache)| {
             // Rows that begin alike have the same segments: each is brought into the buffers' form once.
@@ -161,10 +167,11 @@ impl KvCache {
         let mut lens = self.lens.clone();
         for (row, parts) in rows.iter().enumerate() {
             for (segment, tokens) in parts {
-                let here = ([layers, heads, head_dim], self.device.clone());
-                if segment.place() != here {
+                let ((shape, device), here) = (segment.place(), [layers, heads, head_dim]);
+                if shape != here || !is_same_device(&device, &self.device) {
                     let what = "[layers, heads, width of a head] and device of a segment";
-                    return Err(Error::mismatch(what, format!("{here:?}"), format!("{:?}", segment.place())));
+                    let (expected, found) = (format!("{:?}", (here, &self.device)), format!("{:?}", (shape, device)));
+                    return Err(Error::mismatch(what, expected, found));
                 }
                 if *tokens > segment.tokens() {
                     return Err(Error::mismatch(

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use web_time::Instant;
 
+use super::reckon;
 use super::text::TextTail;
 use super::{Completion, ContextEnd, Decoder, FinishReason, GenerateRequest, Generator, Output, Report};
 use super::{TokenEvent, TokenLogprobs};
@@ -79,23 +80,25 @@ impl Row<'_> {
 impl<'a> Generation<'a> {
     pub(super) fn new(generator: &'a Generator, request: &GenerateRequest) -> Result<Self> {
         let prompts = request.check(generator)?;
+        reckon::check(generator, request, &prompts)?;
         let n_positions = generator.model.config().n_positions;
         let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let capacity = longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions);
+        let (capacity, limit) = (reckon::capacity(request, longest, n_positions), generator.limit);
         let storage = generator.decoder.storage();
         if generator.prefixes.is_some() && storage.is_none() {
             let what = "decoder beside a cache of prefixes";
             return Err(Error::mismatch(what, "one with keys and values", &generator.decoder));
         }
         let contexts = Contexts::new(&generator.model, storage, capacity, generator.cache_dtype())?
-            .with_prefixes(generator.prefixes.clone());
+            .with_prefixes(generator.prefixes.clone())
+            .with_limit(limit);
         let speculating = match (&generator.decoder, &generator.draft) {
             (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
             (Decoder::Speculative(speculation), Some(draft)) => {
                 let acceptance = speculation.acceptance;
                 let rules = Rules { sampling: request.sampling, seed: request.seed, acceptance };
-                let caches =
-                    DraftCaches { capacity, dtype: generator.cache_dtype, prefixes: generator.draft_prefixes.clone() };
+                let (dtype, prefixes) = (generator.cache_dtype, generator.draft_prefixes.clone());
+                let caches = DraftCaches { capacity, dtype, prefixes, limit };
                 Some(Speculating::new(*speculation, draft, rules, &generator.model, caches)?)
             }
             _ => None,
@@ -186,12 +189,7 @@ impl<'a> Generation<'a> {
     /// Where the window of a row of `tokens` tokens starts that started at `start`, under the policy `slide`.
     fn slide_start(&self, tokens: usize, start: usize) -> usize {
         let n_positions = self.generator.model.config().n_positions;
-        match self.request.on_context_end {
-            ContextEnd::Slide { keep } if tokens - start > n_positions => {
-                tokens - (keep.unwrap_or(n_positions - 1) + 1)
-            }
-            _ => start,
-        }
+        tokens - self.request.on_context_end.window(tokens - start, n_positions)
     }
 
     /// Computes the next logits of all rows that go on, and chooses a token for each; or more, where a draft is right.
@@ -225,7 +223,7 @@ impl<'a> Generation<'a> {
         if kept.is_empty() {
             self.state = State::Done;
         } else {
-            // A finished row costs nothing more.
+            // A finished row is not computed any more; that costs a copy of the others.
             self.contexts.gather(&kept)?;
             self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.gather(&kept))?;
             self.note_kv_bytes();
@@ -434,7 +432,11 @@ impl<'a> Generation<'a> {
             None
         };
         if let (Some(tail), Some(_), false) = (&mut row.tail, row.finish, stopped) {
-            text += &tail.finish()?;
+            let (rest, stopped) = tail.finish()?;
+            text += &rest;
+            if stopped {
+                row.finish = Some(FinishReason::Stop);
+            }
         }
         row.text += &text;
         self.events.push_back(TokenEvent { prompt_index, sample, id, text, logprobs, finish: row.finish });

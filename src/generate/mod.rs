@@ -6,6 +6,7 @@
 mod decoder;
 mod generation;
 mod output;
+mod reckon;
 mod request;
 mod text;
 
@@ -19,7 +20,7 @@ use burn::tensor::DType;
 use crate::prefix::{Fingerprint, Plan, PrefixCache, Prefixes};
 use crate::speculative::Draft;
 use crate::tokenizer::Tokenizer;
-use crate::{Error, Gpt2, Result};
+use crate::{Error, Gpt2, MemoryLimit, Result};
 
 /// A model with what it needs to turn requests into text.
 ///
@@ -51,14 +52,32 @@ pub struct Generator {
     prefixes: Option<Prefixes>,
     /// The same cache, as the draft's model uses it.
     draft_prefixes: Option<Prefixes>,
+    limit: MemoryLimit,
 }
 
 impl Generator {
     /// A generator without a tokenizer that decodes with a preallocated cache.
+    ///
+    /// Of a model that is being trained it takes [`valid`](burn::module::Module::valid), which computes without dropout and
+    /// records no gradients.
     pub fn new(model: Gpt2) -> Self {
-        let decoder = Decoder::default();
-        let (cache_dtype, draft, prefixes, draft_prefixes) = (None, None, None, None);
-        Self { model, tokenizer: None, decoder, cache_dtype, draft, prefixes, draft_prefixes }
+        Self {
+            model: model.for_inference().into_owned(),
+            tokenizer: None,
+            decoder: Decoder::default(),
+            cache_dtype: None,
+            draft: None,
+            prefixes: None,
+            draft_prefixes: None,
+            limit: MemoryLimit::system(),
+        }
+    }
+
+    /// How many bytes a request may take beside the weights, by default [what the system gives](MemoryLimit::system). It is
+    /// reckoned from the request, before anything is computed or kept: rows, tokens, caches, activations, logits and
+    /// texts, each at its most. What a [`PrefixCache`] holds has a budget of its own.
+    pub fn with_memory_limit(self, limit: MemoryLimit) -> Self {
+        Self { limit, ..self }
     }
 
     /// With a tokenizer, prompts can be text, and text comes out.
@@ -79,12 +98,13 @@ impl Generator {
     /// [`Error::TokenOutOfRange`] if a script has tokens that the model does not know.
     pub fn with_draft(self, draft: Draft) -> Result<Self> {
         draft.check(&self.model)?;
-        let generator = Self { draft: Some(draft), ..self };
+        let generator = Self { draft: Some(draft.for_inference()), ..self };
         Ok(Self { draft_prefixes: generator.prefixes_of_draft(generator.prefixes.as_ref())?, ..generator })
     }
 
     /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
-    /// and rounds them, so tokens can differ from naive decoding's; the deterministic mode refuses any but f32.
+    /// and rounds them, so tokens can differ from naive decoding's; the deterministic mode refuses any but f32. Keys or values
+    /// beyond 65,504, which f16 does not hold, end a request with [`Error::NotFinite`].
     ///
     /// # Errors
     ///
@@ -99,7 +119,8 @@ impl Generator {
     }
 
     /// With a cache of prefixes, what several prompts begin with is computed once: in a batch, and from one request to the
-    /// next, whichever generator they are for, as long as its model is the same. It changes no token.
+    /// next, whichever generator they are for, as long as its model is the same. It changes tokens no more than
+    /// a [decoder](Decoder) does: not at all on CPUs with kernels or in the deterministic mode, else by last digits.
     ///
     /// A draft model has its own prefixes in the same cache. The weights are read once, for a [`Fingerprint`] of each model.
     ///
@@ -121,12 +142,14 @@ impl Generator {
     }
 
     /// Puts what a [saved](PrefixCache::save) cache holds for this generator's model, and its draft's, into its cache of prefixes; returns how
-    /// many tokens that are new. Entries of other models are left out.
+    /// many tokens that are new. Entries of other models are left out, and so is what the budget has no room for beside what is
+    /// held, which stays: from the file's start on, with each entry that does not fit also all that go on from it.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] without a cache of prefixes; [`Error::Io`] if the file cannot be read; [`Error::Checkpoint`] for a
-    /// file of another kind, one that is cut short or altered, and one of other models only. The cache is then as it was.
+    /// file of another kind, one that is cut short or altered, one with sequences longer than the model's context, and one of
+    /// other models only. The cache is then as it was, unless the file was altered while it was read.
     #[cfg(feature = "files")]
     pub fn restore_prefixes(&self, path: impl AsRef<std::path::Path>) -> Result<usize> {
         let Some(prefixes) = &self.prefixes else {

@@ -4,9 +4,6 @@ use super::Generator;
 use crate::sampling::Sampling;
 use crate::{Error, Result};
 
-/// More rows than any device computes at once; a slip of the keyboard should not take all memory.
-const MAX_ROWS: usize = 1 << 20;
-
 /// Where a text begins.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -62,11 +59,23 @@ pub enum ContextEnd {
     },
 }
 
+impl ContextEnd {
+    /// How many of the last tokens of a row of `tokens` stand in a context of `n_positions`, from where they are computed anew.
+    pub(super) fn window(self, tokens: usize, n_positions: usize) -> usize {
+        match self {
+            Self::Slide { keep } if tokens > n_positions => keep.unwrap_or(n_positions - 1) + 1,
+            _ => tokens,
+        }
+    }
+}
+
 /// A batch of prompts and how to go on with them.
 ///
-/// Rows do not influence each other, whatever is in the batch. What makes a request invalid: no prompt, an empty one,
-/// an id outside the vocabulary, a prompt longer than the context (unless it [slides](ContextEnd::Slide)), text without
-/// a tokenizer, no samples, and sampling parameters outside their ranges.
+/// A row's tokens do not depend on the others, whatever is in the batch; but logits that are not numbers, of one row, end the
+/// request for all. What makes a request invalid: no prompt, an empty one, an id outside the vocabulary, a prompt longer than
+/// the context (unless it [slides](ContextEnd::Slide)), text or a stop text without a tokenizer, an empty stop text, no samples,
+/// sampling parameters outside their ranges, `keep` of `n_positions` or more, and more memory than the generator's
+/// [limit](Generator::with_memory_limit).
 #[derive(Clone, Debug, PartialEq)]
 pub struct GenerateRequest {
     /// The prompts.
@@ -86,7 +95,8 @@ pub struct GenerateRequest {
     /// What happens at the end of the context.
     pub on_context_end: ContextEnd,
     /// Whether keys and values of the new tokens go to the generator's cache of prefixes too, if it has one: then the next
-    /// turn of a conversation begins with something known.
+    /// turn of a conversation begins with something known. Without it, a draft model's entries may have the first new tokens
+    /// too, since a prompt and those are what it computes first.
     pub keep_generated: bool,
     /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
     pub logprobs: Option<usize>,
@@ -117,10 +127,6 @@ impl GenerateRequest {
         }
         if self.num_samples == 0 {
             return Err(Error::mismatch("samples of each prompt", "at least 1", 0));
-        }
-        let rows = self.prompts.len().saturating_mul(self.num_samples);
-        if rows > MAX_ROWS {
-            return Err(Error::mismatch("completions (prompts x samples)", format!("at most {MAX_ROWS}"), rows));
         }
         if !self.stop.texts.is_empty() && generator.tokenizer().is_none() {
             return Err(Error::NoTokenizer { what: "a stop text" });

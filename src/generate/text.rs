@@ -22,14 +22,14 @@ impl<'a> TextTail<'a> {
         Ok(self.release())
     }
 
-    /// The rest of the text, up to a stop text if one is in it.
-    pub fn finish(&mut self) -> Result<String> {
+    /// The rest of the text, up to a stop text if one is in it, and whether that is so.
+    pub fn finish(&mut self) -> Result<(String, bool)> {
         self.held += &self.stream.finish()?;
         let (mut text, stopped) = self.release();
         if !stopped {
             text += &std::mem::take(&mut self.held);
         }
-        Ok(text)
+        Ok((text, stopped))
     }
 
     fn release(&mut self) -> (String, bool) {

@@ -217,6 +217,10 @@ fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f
 
 /// Lets the decoder go on behind `output` until that has `wanted` tokens.
 fn continue_greedily(generator: &Generator, prompt: &[u32], output: &mut Vec<u32>, wanted: usize) -> Result<()> {
+    // A row may end with the context: there is no room for a prompt of all of it.
+    if output.len() == wanted {
+        return Ok(());
+    }
     let request = GenerateRequest {
         max_new_tokens: wanted - output.len(),
         sampling: Sampling::greedy(),

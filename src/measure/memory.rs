@@ -7,6 +7,8 @@ use std::time::Duration;
 
 use burn::tensor::Device;
 
+use crate::memory::kilobytes;
+
 /// Memory of this process that is in RAM.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -33,15 +35,10 @@ pub(super) fn machine_memory() -> Option<usize> {
     kilobytes(&std::fs::read_to_string("/proc/meminfo").ok()?, "MemTotal:")
 }
 
-/// Bytes in a line of one of Linux's files.
-fn kilobytes(text: &str, field: &str) -> Option<usize> {
-    let line = text.lines().find_map(|line| line.strip_prefix(field))?;
-    line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)
-}
-
 #[cfg(not(any(target_os = "macos", target_os = "windows")))]
 mod system {
-    use super::{ProcessMemory, kilobytes};
+    use super::ProcessMemory;
+    use crate::memory::kilobytes;
 
     pub fn process_memory() -> Option<ProcessMemory> {
         let status = std::fs::read_to_string("/proc/self/status").ok()?;

@@ -18,8 +18,9 @@ impl Gpt2 {
         self.check_in_place()?;
         tokens.check(self)?;
         cache.check_append(self, tokens.new_lens())?;
+        self.check_room(tokens, cache, tokens.new_lens().len())?;
         let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, cache, layers)); // [B, T, d]
-        let logits = self.head(Logits::Last.select(hidden, tokens))?; // [B, 1, V]
+        let logits = self.make_logits(Logits::Last.select(hidden, tokens))?; // [B, 1, V]
         let [batch, _, vocab_size] = logits.dims();
         Ok(logits.reshape([batch, vocab_size]))
     }

@@ -16,10 +16,13 @@ mod mlp;
 mod norm;
 mod prepare;
 mod ragged;
+pub(crate) mod room;
 mod span;
 #[cfg(test)]
 mod tests;
 mod tokens;
+
+use std::borrow::Cow;
 
 use burn::module::{Initializer, Module, Param};
 use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
@@ -101,6 +104,12 @@ pub enum Logits {
     All,
 }
 
+/// Whether tensors of the one can be computed with those of the other: the same device, and gradients recorded on both or on
+/// none, which burn's own comparison leaves out.
+pub(crate) fn is_same_device(left: &Device, right: &Device) -> bool {
+    left == right && left.is_autodiff() == right.is_autodiff()
+}
+
 impl Gpt2Config {
     /// A model of this shape with GPT-2's random initialisation, in f32.
     ///
@@ -171,8 +180,12 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if the model does not compute in f32, or is prepared for a GPU.
+    /// [`Error::Mismatch`] if the model does not compute in f32, or is prepared for a GPU; [`Error::Training`] if its device
+    /// records gradients, where dropout is at work.
     pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
+        if deterministic {
+            self.check_inference("the deterministic mode")?;
+        }
         if deterministic && self.dtype() != DType::F32 {
             return Err(Error::mismatch(
                 "element type for the deterministic mode",
@@ -185,6 +198,16 @@ impl Gpt2 {
             return Err(Error::mismatch(what, "a CPU", describe(&self.device())));
         }
         Ok(Self { deterministic, ..self })
+    }
+
+    /// The same model, without dropout and gradients if it is being trained.
+    pub(crate) fn for_inference(&self) -> Cow<'_, Self> {
+        if self.device().is_autodiff() { Cow::Owned(self.valid()) } else { Cow::Borrowed(self) }
+    }
+
+    /// Checks that no dropout is at work, and no gradient recorded.
+    pub(crate) fn check_inference(&self, what: &'static str) -> Result<()> {
+        if self.device().is_autodiff() { Err(Error::Training { what }) } else { Ok(()) }
     }
 
     /// Whether this is the deterministic mode.
@@ -214,12 +237,13 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// If the tokens do not fit the cache or the context, or a row is shorter than [`Logits::LastK`]; the cache is
-    /// then as it was.
+    /// If the tokens do not fit the cache or the context, or a row is shorter than [`Logits::LastK`];
+    /// [`Error::OutOfMemory`] if activations and logits take more than the cache's limit, [`Error::Mismatch`] if the device cannot
+    /// read so many logits as one buffer. The cache is then as it was.
     pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
         logits.check(tokens)?;
-        let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
-        self.head(logits.select(hidden, tokens)) // [B, k, V]
+        let hidden = self.states_for(tokens, cache, logits.count(tokens))?; // [B, T, d]
+        self.make_logits(logits.select(hidden, tokens)) // [B, k, V]
     }
 
     /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
@@ -229,9 +253,15 @@ impl Gpt2 {
     ///
     /// As [`forward`](Self::forward).
     pub fn hidden_states(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<Tensor<3>> {
+        self.states_for(tokens, cache, 0)
+    }
+
+    /// The same, where logits are to be made of so many positions.
+    fn states_for(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: usize) -> Result<Tensor<3>> {
         self.check_in_place()?;
         tokens.check(self)?;
         cache.check_append(self, tokens.new_lens())?;
+        self.check_room(tokens, cache, logits)?;
         Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len())))
     }
 
@@ -301,16 +331,24 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] for states of another width or element type, or on another device; [`Error::Prepared`] if the
-    /// model was prepared and then moved.
+    /// [`Error::Mismatch`] for states of another width or element type, or on another device, or more of them than the device
+    /// reads logits of as one buffer; [`Error::OutOfMemory`] if their logits are more than [the
+    /// system](crate::MemoryLimit::system) gives; [`Error::Prepared`] if the model was prepared and then moved.
     pub fn head(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
+        let [batch, time, _] = hidden.dims();
+        self.check_logits(batch * time)?;
+        self.make_logits(hidden)
+    }
+
+    /// As [`head`](Self::head), of as many states as were checked before.
+    fn make_logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
         self.check_in_place()?;
         let [batch, time, width] = hidden.dims();
         if hidden.dtype() != self.dtype() {
             let (wanted, found) = (format!("{:?}", self.dtype()), format!("{:?}", hidden.dtype()));
             return Err(Error::mismatch("element type of the hidden states", wanted, found));
         }
-        if hidden.device() != self.device() {
+        if !is_same_device(&hidden.device(), &self.device()) {
             let (wanted, found) = (format!("{:?}", self.device()), format!("{:?}", hidden.device()));
             return Err(Error::mismatch("device of the hidden states", wanted, found));
         }
@@ -340,6 +378,16 @@ impl Logits {
             return Ok(());
         }
         Err(Error::mismatch("positions with logits", format!("1 to {shortest} (the shortest row)"), k))
+    }
+
+    /// Positions of all rows that it chooses.
+    fn count(self, tokens: &TokenBatch) -> usize {
+        let [batch, time] = tokens.ids().dims();
+        match self {
+            Self::Last => batch,
+            Self::LastK(k) => batch.saturating_mul(k),
+            Self::All => batch.saturating_mul(time),
+        }
     }
 
     /// The states `[B, k, d]` of the positions chosen, out of `[B, T, d]`.

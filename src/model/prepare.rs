@@ -105,8 +105,12 @@ impl Gpt2 {
         linears.chain([&self.packed_head]).flatten().map(|packed| &packed.matrix)
     }
 
-    /// Fails if the model was prepared and then moved to where its packed matrices are not.
+    /// Fails if the model was prepared and then moved to where its packed matrices are not, or put in the deterministic mode and
+    /// then to where dropout is at work.
     pub(super) fn check_in_place(&self) -> Result<()> {
+        if self.is_deterministic() {
+            self.check_inference("the deterministic mode")?;
+        }
         // A device that records gradients equals the one that it is.
         let is_here = |head: &Packed| has_kernels(&self.device()) && head.matrix.device() == self.device();
         let in_place = self.packed_head.as_ref().is_none_or(is_here);

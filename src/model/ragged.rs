@@ -33,12 +33,12 @@ impl Gpt2 {
         if counts.iter().all(|count| *count == counts[0]) {
             return Ok(self.forward(tokens, cache, Logits::LastK(counts[0]))?.reshape([total, vocab_size]));
         }
-        let hidden = self.hidden_states(tokens, cache)?; // [B, T, d]
+        let hidden = self.states_for(tokens, cache, total)?; // [B, T, d]
         let [batch, time, _] = hidden.dims();
         let ends = new_lens.iter().enumerate().map(|(row, len)| row * time + len);
         let rows: Vec<i32> = ends.zip(counts).flat_map(|(end, count)| (end - count) as i32..end as i32).collect();
         let rows = Tensor::from_data(rows.as_slice(), &hidden.device());
         let hidden = hidden.reshape([batch * time, width]).select(0, rows); // [N, d]
-        Ok(self.head(hidden.reshape([1, total, width]))?.reshape([total, vocab_size]))
+        Ok(self.make_logits(hidden.reshape([1, total, width]))?.reshape([total, vocab_size]))
     }
 }

@@ -2,8 +2,9 @@
 
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::Gpt2;
-use crate::{Error, Result};
+use super::{Gpt2, is_same_device};
+use crate::memory::product;
+use crate::{Error, MemoryLimit, Result};
 
 /// The new tokens of a batch, rows of unequal length, checked once against the vocabulary.
 #[derive(Clone, Debug)]
@@ -20,7 +21,9 @@ impl TokenBatch {
     ///
     /// # Errors
     ///
-    /// [`Error::EmptyBatch`], [`Error::EmptyPrompt`] or [`Error::TokenOutOfRange`].
+    /// [`Error::EmptyBatch`], [`Error::EmptyPrompt`] or [`Error::TokenOutOfRange`]; [`Error::OutOfMemory`] or
+    /// [`Error::Mismatch`] if the rows, all as long as the longest, are more than [the system](MemoryLimit::system) gives or than
+    /// 32 bits count.
     pub fn new<R: AsRef<[u32]>>(rows: &[R], model: &Gpt2) -> Result<Self> {
         let vocab_size = model.config().vocab_size;
         let new_lens: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
@@ -29,7 +32,13 @@ impl TokenBatch {
             return Err(Error::EmptyPrompt { index });
         }
 
-        let mut padded = Vec::with_capacity(rows.len() * time);
+        let tokens = product([rows.len(), time]);
+        MemoryLimit::system().check("ids of a batch, all rows as long as the longest", tokens.saturating_mul(24))?;
+        if tokens > i32::MAX as usize {
+            let what = "ids of a batch, all rows as long as the longest";
+            return Err(Error::mismatch(what, format!("at most {}", i32::MAX), tokens));
+        }
+        let mut padded = Vec::with_capacity(tokens);
         for (row, ids) in rows.iter().enumerate() {
             for (position, &id) in ids.as_ref().iter().enumerate() {
                 if id as usize >= vocab_size {
@@ -61,7 +70,7 @@ impl TokenBatch {
             return Err(Error::mismatch("vocabulary of the tokens", format!("at most {vocab_size}"), self.vocab_size));
         }
         let (device, here) = (model.device(), self.ids.device());
-        if device != here {
+        if !is_same_device(&device, &here) {
             return Err(Error::mismatch("device of the tokens", format!("{device:?}"), format!("{here:?}")));
         }
         Ok(())

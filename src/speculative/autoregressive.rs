@@ -1,5 +1,7 @@
 //! Drafts that a model makes token by token: a draft model with a cache of its own, and the target's first layers.
 
+use std::collections::HashMap;
+
 use super::DraftCaches;
 use super::proposer::{DraftRow, Proposal, Proposer, Rules};
 use crate::contexts::{Computed, Contexts, RowLogits};
@@ -44,7 +46,8 @@ impl<'a> ModelProposer<'a> {
     pub fn new(model: &'a Gpt2, storage: CacheStorage, caches: DraftCaches) -> Result<Self> {
         let capacity = caches.capacity.min(model.config().n_positions);
         let dtype = caches.dtype.unwrap_or_else(|| model.dtype());
-        Ok(Self { contexts: Contexts::new(model, Some(storage), capacity, dtype)?.with_prefixes(caches.prefixes) })
+        let contexts = Contexts::new(model, Some(storage), capacity, dtype)?;
+        Ok(Self { contexts: contexts.with_prefixes(caches.prefixes).with_limit(caches.limit) })
     }
 
     /// As [`Proposer::propose`], with proposals that `choose` makes of a row, its text and logits.
@@ -71,12 +74,14 @@ impl<'a> ModelProposer<'a> {
             return Ok(());
         }
         let mut heads: Vec<&[u32]> = Vec::new();
+        let mut place_of: HashMap<&[u32], usize> = HashMap::new();
         let mut of_row = Vec::new();
         for row in rows {
             let (_, head) = row.window().split_last().ok_or(Error::EmptyBatch)?;
-            let known = heads.iter().position(|known| *known == head);
-            of_row.push(known.unwrap_or(heads.len()));
-            heads.extend(known.is_none().then_some(head));
+            of_row.push(*place_of.entry(head).or_insert_with(|| {
+                heads.push(head);
+                heads.len() - 1
+            }));
         }
         if heads.len() == rows.len() || heads.iter().any(|head| head.is_empty()) {
             return Ok(());
@@ -146,7 +151,7 @@ mod tests {
     use super::*;
     use crate::sampling::Sampling;
     use crate::speculative::Acceptance;
-    use crate::{CacheStorage, Gpt2Config};
+    use crate::{CacheStorage, Gpt2Config, MemoryLimit};
 
     const RULES: Rules = Rules {
         sampling: Sampling { temperature: 1.0, top_k: None, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 },
@@ -154,7 +159,7 @@ mod tests {
         acceptance: Acceptance::Rejection,
     };
 
-    const CACHES: DraftCaches = DraftCaches { capacity: 40, dtype: None, prefixes: None };
+    const CACHES: DraftCaches = DraftCaches { capacity: 40, dtype: None, prefixes: None, limit: MemoryLimit::system() };
 
     fn model() -> Gpt2 {
         let config = Gpt2Config {

@@ -39,7 +39,7 @@ pub use script::Scripted;
 use crate::contexts::Contexts;
 use crate::prefix::Prefixes;
 use crate::sampling::{Distribution, Purpose};
-use crate::{CacheStorage, Error, Gpt2, Result};
+use crate::{CacheStorage, Error, Gpt2, MemoryLimit, Result};
 use autoregressive::{ExitProposer, ModelProposer};
 use policy::{Policy, RoundCost};
 use proposer::{DraftRow, Proposal, Proposer, Rules};
@@ -68,6 +68,16 @@ pub enum DraftLen {
     /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`]; under
     /// [`Acceptance::Rejection`] a seed does not give the same text again.
     Auto,
+}
+
+impl DraftLen {
+    /// Most tokens of a draft.
+    pub(crate) fn max(self) -> usize {
+        match self {
+            Self::Fixed(len) => len,
+            Self::Auto => policy::LONGEST,
+        }
+    }
 }
 
 impl Default for DraftLen {
@@ -153,6 +163,18 @@ impl Draft {
         }
     }
 
+    /// The same, with the model that it runs without dropout and gradients.
+    pub(crate) fn for_inference(self) -> Self {
+        match self {
+            Self::Model(model) => Self::Model(model.for_inference().into_owned()),
+            Self::Scripted(script) => {
+                let model = script.model.map(|model| model.for_inference().into_owned());
+                Self::Scripted(Scripted { model, ..script })
+            }
+            other => other,
+        }
+    }
+
     /// The model that it runs besides the target, if it does.
     pub(crate) fn model(&self) -> Option<&Gpt2> {
         match self {
@@ -214,6 +236,8 @@ pub(crate) struct DraftCaches {
     pub dtype: Option<DType>,
     /// What is known of rows from before.
     pub prefixes: Option<Prefixes>,
+    /// What a cache, and a forward, may take.
+    pub limit: MemoryLimit,
 }
 
 /// Speculation at work on a generation.

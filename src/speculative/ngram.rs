@@ -21,23 +21,43 @@ impl Default for Ngram {
     }
 }
 
+/// A draft goes round in itself for ever: no more is used than a row has room for.
+const MAX_DRAFT: usize = 1 << 16;
+
 impl Ngram {
-    /// Up to `len` tokens that might follow `text`. A draft that reaches the end of the text goes on in itself.
+    /// Up to `len` tokens that might follow `text`, and no more than 65,536. A draft that reaches the end of the text goes on in
+    /// itself.
     pub fn draft(&self, text: &[u32], len: usize) -> Vec<u32> {
         let Some(start) = self.find(text) else { return Vec::new() };
-        let mut draft: Vec<u32> = Vec::with_capacity(len);
-        for at in start..start.saturating_add(len) {
-            draft.push(if at < text.len() { text[at] } else { draft[at - text.len()] });
-        }
-        draft
+        // It comes round to `start` again, as often as is wanted.
+        text[start..].iter().copied().cycle().take(len.min(MAX_DRAFT)).collect()
     }
 
-    /// Where the text goes on behind the latest earlier place of its end.
+    /// Where the text goes on behind the latest earlier place of its longest end that occurred before.
+    ///
+    /// In one pass, whatever `longest` is: the Z-algorithm (Gusfield, *Algorithms on Strings, Trees and Sequences*, 1997, section
+    /// 1.4) on the text read backwards, which gives for every place how much of the text's end ends there too.
     fn find(&self, text: &[u32]) -> Option<usize> {
-        (self.shortest.max(1)..=self.longest).rev().filter(|n| *n < text.len()).find_map(|n| {
-            let end = &text[text.len() - n..];
-            text[..text.len() - 1].windows(n).rposition(|window| window == end).map(|at| at + n)
-        })
+        let len = text.len();
+        let backwards = |at: usize| text[len - 1 - at];
+        // `common[i]`: how many tokens before `len - i` are those before `len`.
+        let mut common = vec![0; len];
+        let (mut from, mut to) = (0, 0);
+        let (mut best, mut place) = (0, None);
+        for at in 1..len {
+            let known = if at < to { common[at - from].min(to - at) } else { 0 };
+            let more = (known..len - at).take_while(|&n| backwards(n) == backwards(at + n)).count();
+            common[at] = known + more;
+            if at + common[at] > to {
+                (from, to) = (at, at + common[at]);
+            }
+            // Read backwards, the latest place comes first.
+            let usable = common[at].min(self.longest);
+            if usable > best && usable >= self.shortest.max(1) {
+                (best, place) = (usable, Some(len - at));
+            }
+        }
+        place
     }
 }
 
@@ -50,6 +70,8 @@ impl Proposer for Ngram {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -63,6 +85,38 @@ mod tests {
         assert!(ngram.draft(&[1], 3).is_empty());
         assert!(ngram.draft(&[], 3).is_empty());
         assert!(ngram.draft(&[1, 2, 1, 2], 0).is_empty());
+    }
+
+    /// Word by word what the documentation says.
+    fn find_slowly(ngram: Ngram, text: &[u32]) -> Option<usize> {
+        let most = ngram.longest.min(text.len().saturating_sub(1));
+        (ngram.shortest.max(1)..=most).rev().find_map(|n| {
+            let end = &text[text.len() - n..];
+            text[..text.len() - 1].windows(n).rposition(|window| window == end).map(|at| at + n)
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn the_place_is_the_one_that_is_documented(
+            text in proptest::collection::vec(0_u32..3, 0..40),
+            longest in prop_oneof![0_usize..6, Just(usize::MAX)],
+            shortest in 0_usize..4,
+        ) {
+            let ngram = Ngram { longest, shortest };
+            prop_assert_eq!(ngram.find(&text), find_slowly(ngram, &text));
+        }
+    }
+
+    #[test]
+    fn a_longest_end_without_a_bound_is_found_at_once() {
+        let ngram = Ngram { longest: usize::MAX, ..Ngram::default() };
+        assert_eq!(ngram.draft(&[1, 2, 3, 9, 1, 2, 3], 2), [9, 1]);
+        // Nothing to be found, and as long as texts get that slide.
+        let text: Vec<u32> = (0..200_000).collect();
+        assert!(ngram.draft(&text, 4).is_empty());
+        assert_eq!(ngram.draft(&vec![7; 200_000], 3), [7; 3]);
+        assert_eq!(ngram.draft(&[1, 2, 1, 2], usize::MAX).len(), MAX_DRAFT);
     }
 
     #[test]

@@ -28,6 +28,13 @@ const DECAY: f64 = 0.99;
 /// Expected tokens of a round with drafts of `m` tokens that are accepted with probability `a` each: `1 + a + ... + a^m`,
 /// which is `(1 - a^(m+1)) / (1 - a)` (equation 1); the token that the target adds itself is counted.
 pub fn expected_tokens(a: f64, m: usize) -> f64 {
+    // Term by term it is exact where `a` is near 1; of very many there is no need to add up all.
+    if m > 4096 && a < 1.0 {
+        return -((m as f64 + 1.0) * a.ln()).exp_m1() / (1.0 - a);
+    }
+    if m > 4096 && a == 1.0 {
+        return m as f64 + 1.0;
+    }
     (0..=m).scan(1.0, |power, _| Some(std::mem::replace(power, *power * a))).sum()
 }
 

@@ -1,0 +1,184 @@
+//! What a request takes of memory beside the weights, reckoned before any of it is asked for.
+
+use super::{ContextEnd, Decoder, GenerateRequest, Generator, TokenEvent};
+use crate::backends::runs_ahead;
+use crate::memory::{product, sum};
+use crate::model::room::Shape;
+use crate::speculative::{Draft, Speculation};
+use crate::{CacheStorage, Gpt2, Result};
+
+/// Bytes of a row by itself: its strings, lists and places in those of others.
+const ROW: usize = 2048;
+
+/// Bytes of a token in the lists that grow with a text, which hold up to three times what is in them while they grow.
+const TOKEN: usize = 24;
+
+/// Bytes of a token's text, the same way; GPT-2's longest token has 128 bytes, nearly all less than 10.
+const TEXT: usize = 96;
+
+/// Bytes that stay the same whatever is asked for: what threads keep for the next product, and one row's logits while a token
+/// is chosen, as numbers, probabilities and ids.
+const FIXED: usize = 4 << 20;
+
+/// Events of a row that wait to be asked for, beside those of a draft: a device may be some steps ahead.
+const EVENTS: usize = 9;
+
+/// The numbers of a request that decide on its memory.
+struct Request {
+    prompts: usize,
+    samples: usize,
+    /// Of the longest prompt, what stands in the context.
+    longest: usize,
+    /// Tokens that a row can hold.
+    capacity: usize,
+    /// Most tokens of a draft.
+    drafted: usize,
+    /// Whether rows may be computed again, all at once, at the end of the context.
+    slides: bool,
+}
+
+/// Checks that a request for these prompts keeps to the generator's limit.
+pub(super) fn check(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>]) -> Result<()> {
+    let (host, device) = needs(generator, request, prompts);
+    // A GPU has memory of its own, about which the system knows nothing.
+    let is_elsewhere = generator.limit.is_system() && runs_ahead(&generator.model.device());
+    generator.limit.check("a request", if is_elsewhere { host } else { host.saturating_add(device) })
+}
+
+/// Bytes on the host, and on the device, at most.
+fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>]) -> (usize, usize) {
+    let config = generator.model.config();
+    let (n_positions, vocab_size) = (config.n_positions, config.vocab_size);
+    let slides = matches!(request.on_context_end, ContextEnd::Slide { .. });
+    let windows = prompts.iter().map(|ids| request.on_context_end.window(ids.len(), n_positions));
+    let longest = windows.max().unwrap_or(0);
+    let drafted = match &generator.decoder {
+        Decoder::Speculative(speculation) => speculation.draft_len.max().min(n_positions),
+        _ => 0,
+    };
+    let numbers = Request {
+        prompts: prompts.len(),
+        samples: request.num_samples,
+        longest,
+        capacity: capacity(request, longest, n_positions),
+        drafted,
+        slides: slides && longest.saturating_add(request.max_new_tokens) > n_positions,
+    };
+    let rows = numbers.rows();
+    let top = request.logprobs.map(|top| top.min(vocab_size));
+
+    // Tokens of prompts, and of what follows them: as many as fit, unless the context slides.
+    let prompt_tokens = prompts.iter().map(Vec::len).fold(0, usize::saturating_add);
+    let new_tokens = prompts.iter().fold(0, |tokens: usize, ids| {
+        let room = if slides { usize::MAX } else { (n_positions + 1).saturating_sub(ids.len()) };
+        tokens.saturating_add(product([request.num_samples, request.max_new_tokens.min(room)]))
+    });
+    let tokens = sum([product([request.num_samples.saturating_add(2), prompt_tokens]), new_tokens]);
+    let stops = request.stop.texts.iter().fold(0, |bytes: usize, text| bytes.saturating_add(text.len() + 32));
+    let text = if generator.tokenizer.is_some() { TEXT } else { 0 };
+    let logprobs = top.map_or(0, |top| product([new_tokens, sum([128, product([16, top])])]));
+    let event = sum([4 * size_of::<TokenEvent>(), product([32, top.unwrap_or(0)])]);
+    let host = [
+        FIXED,
+        product([64, vocab_size]),
+        product([rows, sum([ROW, stops])]),
+        product([tokens, TOKEN]),
+        product([new_tokens, text]),
+        logprobs,
+        product([rows, sum([numbers.drafted, EVENTS]), event]),
+        // One entry a step.
+        product([request.max_new_tokens.min(new_tokens), 256]),
+        // Logits, of which a GPU's were not counted where they are held.
+        product([rows, sum([numbers.drafted, 1]), vocab_size, size_of::<f32>()]),
+        product([rows, numbers.drafted, proposal(generator, request)]),
+    ];
+    let device = numbers.of_model(generator).saturating_add(numbers.of_draft(generator));
+    (sum(host), device)
+}
+
+/// Tokens that a row's cache has room for, where the longest prompt has `longest` in the context.
+pub(super) fn capacity(request: &GenerateRequest, longest: usize, n_positions: usize) -> usize {
+    longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions)
+}
+
+/// Bytes of a token that is proposed: the distribution that it was drawn from has what the filters left.
+fn proposal(generator: &Generator, request: &GenerateRequest) -> usize {
+    let vocab_size = generator.model.config().vocab_size;
+    let is_drawn = matches!(generator.draft, Some(Draft::Model(_) | Draft::EarlyExit { .. }));
+    let kept = match request.sampling.temperature > 0.0 && is_drawn {
+        true => request.sampling.top_k.unwrap_or(vocab_size).min(vocab_size),
+        false => 1,
+    };
+    sum([256, product([kept, 16])])
+}
+
+impl Request {
+    fn rows(&self) -> usize {
+        product([self.prompts, self.samples])
+    }
+
+    /// Of the model's cache, and of the forward that takes most.
+    fn of_model(&self, generator: &Generator) -> usize {
+        let model = &generator.model;
+        let (rows, logits) = (self.rows(), product([self.rows(), sum([self.drafted, 1])]));
+        let Some(storage) = generator.decoder.storage() else {
+            let all = Shape { rows, new: self.capacity, keys: self.capacity, logits };
+            let cache = self.cache(model, CacheStorage::Growing, model.dtype().size(), self.capacity);
+            return cache.saturating_add(model.forward_bytes(all));
+        };
+        let prefill = match self.slides {
+            true => Shape { rows, new: self.capacity, keys: self.capacity, logits },
+            false => Shape { rows: self.prompts, new: self.longest, keys: self.longest, logits: self.prompts },
+        };
+        let step = Shape { rows, new: sum([self.drafted, 1]), keys: self.capacity, logits };
+        let size = generator.cache_dtype().size();
+        // What prompts share is held apart from the rows, and what is new twice, until it is in the tree.
+        let segments = match generator.prefixes {
+            Some(_) => product([3, self.prompts, self.longest, bytes_per_token(model, size)]),
+            None => 0,
+        };
+        let forward = model.forward_bytes(prefill).max(model.forward_bytes(step));
+        sum([self.cache(model, storage, size, self.capacity), segments, forward])
+    }
+
+    /// Of a draft's model.
+    fn of_draft(&self, generator: &Generator) -> usize {
+        let (Decoder::Speculative(Speculation { storage, .. }), Some(model)) =
+            (&generator.decoder, generator.draft.as_ref().and_then(Draft::model))
+        else {
+            return 0;
+        };
+        let (rows, capacity) = (self.rows(), self.capacity.min(model.config().n_positions));
+        let size = generator.cache_dtype.unwrap_or_else(|| model.dtype()).size();
+        let segments = match generator.prefixes {
+            Some(_) => product([3, self.prompts, capacity, bytes_per_token(model, size)]),
+            None => 0,
+        };
+        // It may see all rows at once for the first time.
+        let all = Shape { rows, new: capacity, keys: capacity, logits: rows };
+        sum([
+            self.cache(model, *storage, size, capacity),
+            segments,
+            model.forward_bytes(all),
+            product([rows, capacity, 8]),
+        ])
+    }
+
+    /// Of a cache with elements of `size` bytes, with what is held beside it while rows are copied, come or go.
+    fn cache(&self, model: &Gpt2, storage: CacheStorage, size: usize, capacity: usize) -> usize {
+        let token = bytes_per_token(model, size);
+        let all = product([self.rows(), capacity, token]);
+        // The prompts' rows, of which those of the samples are made; and rows that are computed anew beside others.
+        let others = if self.samples > 1 { product([self.prompts, capacity, token]) } else { 0 };
+        let anew = if self.slides { all } else { 0 };
+        // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
+        let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_prepared() { 0 } else { 2 };
+        let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);
+        sum([all, others, anew, product([layers, layer])])
+    }
+}
+
+/// Bytes of a token's keys and values in all layers.
+fn bytes_per_token(model: &Gpt2, size: usize) -> usize {
+    product([2, model.config().n_layer, model.config().n_embd, size])
+}
