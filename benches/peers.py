@@ -1,6 +1,6 @@
 """This library beside other engines: the same checkpoint and batch, in turns, each run in a process of its own.
 
-    cargo build --release --example compare
+    cargo build --release -p gpt2-burn-cli
     python benches/peers.py --ours DIR:f32 --openvino DIR --llama BIN:FILE.gguf --torch DIR --batch 1 --prompt 512 --new 64
 
 --ours     a checkpoint in Hugging Face's layout and f32, f16, bf16 or int8
@@ -103,10 +103,10 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024)
 
 def ours(path, args):
     folder, dtype = path.rsplit(":", 1)
-    program = Path(__file__).parent.parent / "target/release/examples/compare"
+    program = Path(__file__).parent.parent / "target/release/gpt2"
     options = {"--model": folder, "--dtype": dtype, "--batch-size": args.batch, "--prompt-length": args.prompt,
                "--max-new-tokens": args.new, "--num-samples": REPEATS, "--threads": args.threads, "--decoders": "kv-preallocated"}
-    command = [str(program), "--json", *(str(word) for option in options.items() for word in option)]
+    command = [str(program), "compare", "--json", *(str(word) for option in options.items() for word in option)]
     row = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)[0]
     return row["ttft_seconds"], row["tpot_seconds"], row["peak_bytes"] / 2**20
 

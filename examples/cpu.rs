@@ -2,27 +2,11 @@
 //!
 //!     cargo run --release --example cpu
 //!     cargo run --release --features ndarray --example cpu -- ndarray
-
-mod common;
+//!
+//! How that is done is in `src/lib.rs` beside this file.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use common::three_ways::three_ways;
-
-/// Decodes one text naively, with a cache and speculatively on the CPU.
-#[derive(Parser, Debug)]
-#[command(version)]
-struct Args {
-    /// The device: `flex`, or `ndarray` with the feature of that name
-    #[arg(default_value = "flex")]
-    device: String,
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| {
-        let device = gpt2_burn::device(&args.device)?;
-        three_ways(&args.device, &device)
-    })
+    gpt2_burn_examples::main("flex")
 }

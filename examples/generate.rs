@@ -1,320 +1,113 @@
-//! Continues texts with a GPT-2.
+//! Continues texts with a GPT-2, on the CPU: the library on a page.
 //!
 //!     cargo run --release --example generate -- "ROMEO:"
-//!     cargo run --release --example generate -- --model gpt2 --num-samples 3 "Hello, I'm a language model,"
-//!     cargo run --release --example generate -- --prompt-ids 37,11,12 --model tests/fixtures/hf-tiny --json
+//!     cargo run --release --example generate -- --model path/to/folder "Once upon a time" "Hello"
+//!     cargo run --release --features hub --example generate -- --model gpt2 "Hello, I'm a language model,"
 //!
-//!     cargo run --release --example generate -- --draft embedded --draft-len auto "ROMEO:"
-//!
-//! nanoGPT's spellings (`--init_from`, `--start`, `--max_new_tokens`, ...) are understood.
+//! Seeds, drafts, other devices, files of prompts, JSON and all else that one can ask for: `gpt2 generate`, which
+//! `cargo run --release -p gpt2-burn-cli -- generate --help` lists.
 
-mod common;
-
-use std::io::{IsTerminal, Write};
+use std::error::Error;
+use std::io::Write;
 use std::process::ExitCode;
 
-use clap::{Parser, ValueEnum};
-use common::draft::{self, DraftArgs};
-use common::model::{FloatType, ModelArgs};
-use common::prefixes::{PrefixArgs, with_bare_flag};
-use common::{Failure, Given, Switch, prompts::PromptArgs};
-use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generation, Generator, Output, Report, Stop};
+use gpt2_burn::generate::{GenerateRequest, Generator};
 use gpt2_burn::sampling::Sampling;
-use gpt2_burn::speculative::{Acceptance, Speculation};
-use gpt2_burn::{CacheStorage, MemoryLimit};
-use serde_json::json;
+use gpt2_burn::tokenizer::Tokenizer;
+use gpt2_burn::{Checkpoint, WeightFormat};
+use gpt2_burn_pair::TARGET;
 
-/// Continues texts with a GPT-2.
-#[derive(Parser, Debug)]
-#[command(version)]
-struct Args {
-    #[command(flatten)]
-    prompts: PromptArgs,
-    #[command(flatten)]
-    model: ModelArgs,
-    /// How tokens are computed; which they are depends on it only when sampling, with --acceptance rejection. Default: kv, or
-    /// speculative if there is a --draft
-    #[arg(long, value_enum)]
-    decoder: Option<DecoderName>,
-    #[command(flatten)]
-    draft: DraftArgs,
-    /// Which proposals stand when sampling: `rejection` sampling keeps the distribution and accepts most; `match` draws as
-    /// without a draft, and gives the same ids for a seed
-    #[arg(long, value_enum, default_value = "rejection")]
-    acceptance: AcceptanceName,
-    #[command(flatten)]
-    prefixes: PrefixArgs,
-    /// How the cache holds keys and values
-    #[arg(long, value_enum, default_value = "preallocated")]
-    cache: CacheName,
-    /// Element type of cached keys and values; default: that of what is computed
-    #[arg(long, value_enum)]
-    cache_dtype: Option<FloatType>,
-    /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute
-    /// each token by itself
-    #[arg(long)]
-    deterministic: bool,
-    /// Most tokens to add to each prompt
-    #[arg(long, alias = "max_new_tokens", default_value_t = 100, value_name = "N")]
-    max_new_tokens: usize,
-    /// Logits are divided by it; 0: always the likeliest token
-    #[arg(long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
-    temperature: f64,
-    /// Only the K likeliest tokens, or `off`
-    #[arg(long, alias = "top_k", default_value = "200", value_parser = common::number_or_off::<usize>, value_name = "K|off")]
-    top_k: Switch<usize>,
-    /// Only the likeliest tokens with this much probability together
-    #[arg(long, alias = "top_p", default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
-    top_p: f64,
-    /// Only tokens with at least this share of the likeliest one's probability
-    #[arg(long, alias = "min_p", default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
-    min_p: f64,
-    /// Divides the logits of tokens that have occurred
-    #[arg(long, alias = "repetition_penalty", default_value_t = 1.0, value_name = "R", allow_negative_numbers = true)]
-    repetition_penalty: f64,
-    /// Seed of everything random
-    #[arg(long, default_value_t = 1337)]
-    seed: u64,
-    /// Completions of each prompt
-    #[arg(long, alias = "num_samples", default_value_t = 1, value_name = "N")]
-    num_samples: usize,
-    /// A text that ends a completion; can be repeated
-    #[arg(long, value_name = "TEXT")]
-    stop: Vec<String>,
-    /// Go on behind the end-of-text token
-    #[arg(long)]
-    ignore_eos: bool,
-    /// What happens when the context is full: `slide` keeps the newest token and KEEP before it and computes them again,
-    /// by default all that fit, which costs a prefill of the whole context for every token
-    #[arg(long, default_value = "stop", value_parser = context_end, value_name = "stop|error|slide[:KEEP]")]
-    on_context_end: ContextEnd,
-    /// Most memory of a request beside the weights; default: three quarters of what the system has left
-    #[arg(long, value_name = "MB")]
-    memory_mb: Option<usize>,
-    /// Print one JSON object instead of text
-    #[arg(long)]
-    json: bool,
-}
+const HELP: &str = "\
+Continues texts with a GPT-2.
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum DecoderName {
-    Naive,
-    Kv,
-    Speculative,
-}
+Usage: generate [--model NAME|FOLDER] [PROMPT]...
 
-/// Rules by which proposals are accepted.
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum AcceptanceName {
-    Rejection,
-    Match,
-}
+  --model  a folder in Hugging Face's layout, or a name on the Hugging Face hub (gpt2, gpt2-xl, owner/name), which is downloaded
+           with the feature `hub`; without it: the small model that is embedded in this program
 
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum CacheName {
-    Preallocated,
-    Growing,
-}
-
-fn context_end(text: &str) -> Result<ContextEnd, String> {
-    match (text, text.strip_prefix("slide:")) {
-        ("stop", _) => Ok(ContextEnd::Stop),
-        ("error", _) => Ok(ContextEnd::Error),
-        ("slide", _) => Ok(ContextEnd::Slide { keep: None }),
-        (_, Some(keep)) => {
-            let keep = keep.parse().map_err(|error| format!("`{keep}`: {error}"))?;
-            Ok(ContextEnd::Slide { keep: Some(keep) })
-        }
-        _ => Err("neither `stop`, `error`, `slide` nor `slide:KEEP`".to_owned()),
-    }
-}
-
-impl Args {
-    fn decoder(&self) -> Decoder {
-        let storage = match self.cache {
-            CacheName::Preallocated => CacheStorage::Preallocated,
-            CacheName::Growing => CacheStorage::Growing,
-        };
-        let default = if self.draft.draft.is_some() { DecoderName::Speculative } else { DecoderName::Kv };
-        match self.decoder.unwrap_or(default) {
-            DecoderName::Naive => Decoder::Naive,
-            DecoderName::Kv => Decoder::Kv(storage),
-            DecoderName::Speculative => {
-                let acceptance = match self.acceptance {
-                    AcceptanceName::Rejection => Acceptance::Rejection,
-                    AcceptanceName::Match => Acceptance::Match,
-                };
-                Decoder::Speculative(Speculation { storage, draft_len: self.draft.draft_len, acceptance })
-            }
-        }
-    }
-
-    /// Refuses flags that would be ignored. Greedy decoding ignores none: it is the limit of what they say about sampling.
-    fn check(&self, given: &Given) -> Result<(), Failure> {
-        self.model.check(given)?;
-        self.prefixes.check(given)?;
-        match self.decoder() {
-            Decoder::Speculative(_) => return Ok(()),
-            Decoder::Naive => given.refuse(&["cache", "cache_dtype"], "has no effect: naive decoding has no cache")?,
-            _ => {}
-        }
-        DraftArgs::refuse(given)
-    }
-
-    fn request(&self) -> Result<GenerateRequest, Failure> {
-        Ok(GenerateRequest {
-            max_new_tokens: self.max_new_tokens,
-            sampling: Sampling {
-                temperature: self.temperature,
-                top_k: self.top_k.0,
-                top_p: self.top_p,
-                min_p: self.min_p,
-                repetition_penalty: self.repetition_penalty,
-            },
-            num_samples: self.num_samples,
-            seed: self.seed,
-            stop: Stop { texts: self.stop.clone(), ignore_eos: self.ignore_eos },
-            on_context_end: self.on_context_end,
-            keep_generated: self.prefixes.keep_generated,
-            ..GenerateRequest::new(self.prompts.read()?)
-        })
-    }
-}
+The rest is in `gpt2 generate`: cargo run --release -p gpt2-burn-cli -- generate --help";
 
 fn main() -> ExitCode {
-    let (args, given) = common::parse::<Args>(with_bare_flag(std::env::args_os()));
-    common::run(|| {
-        args.check(&given)?;
-        args.model.with_threads(|| generate(&args))
-    })
+    match Asked::read() {
+        Ok(asked) if asked.help => println!("{HELP}"),
+        Ok(asked) => match generate(&asked) {
+            Ok(()) => {}
+            Err(error) => {
+                eprintln!("error: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+        Err(error) => {
+            eprintln!("error: {error}\n\n{HELP}");
+            return ExitCode::from(2);
+        }
+    }
+    ExitCode::SUCCESS
 }
 
-fn generate(args: &Args) -> Result<(), Failure> {
-    let request = args.request()?;
-    request.sampling.validate()?; // before minutes go into loading
-    let (model, tokenizer) = args.model.load()?;
-    let model = model.with_determinism(args.deterministic)?;
-    let mut generator = Generator::new(model).with_tokenizer(tokenizer).with_decoder(args.decoder());
-    if let Decoder::Speculative(_) = generator.decoder() {
-        let draft = args.draft.load_on(&args.model, &args.model.device()?, args.deterministic)?;
-        generator = generator.with_draft(draft)?;
+fn generate(asked: &Asked) -> Result<(), Box<dyn Error>> {
+    // The weights go to the device as they are read, in the layout of its kernels.
+    let device = gpt2_burn::device("flex")?;
+    let (checkpoint, tokenizer) = match &asked.model {
+        None => {
+            (Checkpoint::from_bytes(TARGET.config, TARGET.weights)?, Some(Tokenizer::from_bytes(TARGET.tokenizer)?))
+        }
+        Some(name) => {
+            let checkpoint = Checkpoint::find(name, |progress| eprintln!("{progress:?}"))?;
+            let tokenizer = checkpoint.tokenizer()?;
+            (checkpoint, tokenizer)
+        }
+    };
+    let model = checkpoint.load_prepared(&device, WeightFormat::F32)?;
+    let generator = Generator::new(model).with_tokenizer(tokenizer);
+
+    // All prompts are one batch; a prompt's text does not depend on what it is in a batch with.
+    let mut request = GenerateRequest::new(asked.prompts.iter().map(String::as_str));
+    request.sampling = Sampling { temperature: 0.8, top_k: Some(200), ..Sampling::default() };
+
+    // An event is a token, as soon as it is there. The first text is shown as it grows, the others when all are done.
+    let mut texts = asked.prompts.clone();
+    let mut out = std::io::stdout().lock();
+    write!(out, "{}", texts[0])?;
+    for event in generator.generate(&request)? {
+        let event = event?;
+        match event.prompt_index {
+            0 => write!(out, "{}", event.text)?,
+            other => texts[other] += &event.text,
+        }
+        out.flush()?;
     }
-    if let Some(megabytes) = args.memory_mb {
-        generator = generator.with_memory_limit(MemoryLimit::bytes(megabytes.saturating_mul(1_000_000)));
-    }
-    if let Some(dtype) = args.cache_dtype {
-        generator = generator.with_cache_dtype(dtype.into())?;
-    }
-    let (generator, prefixes) = args.prefixes.attach(generator)?;
-    let generation = generator.generate(&request)?;
-    if args.json {
-        let output = generation.finish()?;
-        args.prefixes.save(prefixes.as_ref())?;
-        writeln!(std::io::stdout(), "{}", as_json(&output))?;
-        return Ok(());
-    }
-    let report = print_stream(generation, &generator, &request)?;
-    args.prefixes.save(prefixes.as_ref())?;
-    if std::io::stdout().is_terminal() {
-        eprintln!("{}", speed(&report));
+    writeln!(out)?;
+    for text in &texts[1..] {
+        writeln!(out, "---------------\n{text}")?;
     }
     Ok(())
 }
 
-/// Prints completions one after the other: the first unfinished one as it is made, those behind it when it is done.
-fn print_stream(
-    generation: Generation<'_>,
-    generator: &Generator,
-    request: &GenerateRequest,
-) -> Result<Report, Failure> {
-    let has_text = generator.tokenizer().is_some();
-    let samples = request.num_samples;
-    let count = request.prompts.len() * samples;
-    let mut waiting = vec![String::new(); count];
-    let mut finished = vec![request.max_new_tokens == 0; count];
-    let mut current = 0;
-    let mut out = std::io::stdout().lock();
-    let mut generation = generation;
+/// What the command line says.
+#[derive(Default)]
+struct Asked {
+    help: bool,
+    model: Option<String>,
+    prompts: Vec<String>,
+}
 
-    let head = |index: usize| -> Result<String, Failure> {
-        let ids = generator.prompt_ids(&request.prompts[index / samples])?;
-        match generator.tokenizer() {
-            Some(tokenizer) => Ok(tokenizer.decode(&ids)?),
-            None => Ok(ids.iter().map(|id| format!("{id} ")).collect::<String>() + "|"),
-        }
-    };
-    write!(out, "{}", head(0)?)?;
-    loop {
-        while current < count && finished[current] {
-            writeln!(out)?;
-            current += 1;
-            if current < count {
-                write!(out, "---------------\n{}{}", head(current)?, std::mem::take(&mut waiting[current]))?;
+impl Asked {
+    fn read() -> Result<Self, String> {
+        let mut asked = Self::default();
+        let mut words = std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned());
+        while let Some(word) = words.next() {
+            match word.as_str() {
+                "--help" | "-h" => asked.help = true,
+                "--model" => asked.model = Some(words.next().ok_or("--model needs a name or a folder")?),
+                "--" => asked.prompts.extend(words.by_ref()),
+                option if option.starts_with("--") => return Err(format!("there is no option {option} here")),
+                _ => asked.prompts.push(word),
             }
         }
-        out.flush()?;
-        let Some(event) = generation.next() else { break };
-        let event = event?;
-        let index = event.prompt_index * samples + event.sample;
-        let piece = if has_text { event.text } else { format!(" {}", event.id) };
-        if index == current {
-            write!(out, "{piece}")?;
-        } else {
-            waiting[index] += &piece;
+        if asked.prompts.is_empty() {
+            asked.prompts.push("\n".to_owned());
         }
-        finished[index] |= event.finish.is_some();
+        Ok(asked)
     }
-    Ok(generation.report().clone())
-}
-
-fn speed(report: &Report) -> String {
-    let per_token = report.seconds_per_token().map_or(String::new(), |s| format!(", {:.1} ms per token", s * 1e3));
-    let speculation = report.speculation.as_ref();
-    let speculation = speculation.map_or(String::new(), |report| format!("\n{}", draft::summary(report, None)));
-    let known = match report.reused_prompt_tokens {
-        0 => String::new(),
-        known => format!(" ({known} of them known)"),
-    };
-    format!(
-        "[{}] {} prompt tokens{known} in {:.2} s, {} new ones in {:.2} s{per_token}: {:.1} tokens/s; cache {:.1} MB{speculation}",
-        report.decoder,
-        report.prompt_tokens,
-        report.prefill_seconds,
-        report.new_tokens,
-        report.decode_seconds,
-        report.tokens_per_second(),
-        report.kv_bytes as f64 / 1e6,
-    )
-}
-
-fn as_json(output: &Output) -> serde_json::Value {
-    let completion = |completion: &gpt2_burn::generate::Completion| {
-        json!({
-            "prompt_index": completion.prompt_index,
-            "sample": completion.sample,
-            "prompt_ids": completion.prompt_ids,
-            "ids": completion.ids,
-            "text": completion.text,
-            "finish": completion.finish.to_string(),
-        })
-    };
-    let report = &output.report;
-    let [rounds, drafted, accepted] = draft::counts(report);
-    json!({
-        "completions": output.completions.iter().map(completion).collect::<Vec<_>>(),
-        "stats": {
-            "prompt_tokens": report.prompt_tokens,
-            "computed_prompt_tokens": report.computed_prompt_tokens,
-            "reused_prompt_tokens": report.reused_prompt_tokens,
-            "new_tokens": report.new_tokens,
-            "prefill_seconds": report.prefill_seconds,
-            "decode_seconds": report.decode_seconds,
-            "kv_bytes": report.kv_bytes,
-            "rounds": rounds,
-            "drafted": drafted,
-            "accepted": accepted,
-            "acceptance_rate": report.speculation.as_ref().and_then(|speculation| speculation.acceptance_rate()),
-            "speculation": report.speculation.as_ref().map(|speculation| draft::figures(speculation, None)),
-        },
-    })
 }

@@ -5,27 +5,11 @@
 //!
 //! `wgpu` writes its kernels in WGSL and runs them through Vulkan, Metal, DirectX 12 or OpenGL; the feature `vulkan`
 //! compiles them to SPIR-V instead, `metal` to Metal's language. The first run compiles, which is not in the times.
-
-mod common;
+//!
+//! How that is done is in `src/lib.rs` beside this file.
 
 use std::process::ExitCode;
 
-use clap::Parser;
-use common::three_ways::three_ways;
-
-/// Decodes one text naively, with a cache and speculatively on a GPU.
-#[derive(Parser, Debug)]
-#[command(version)]
-struct Args {
-    /// The device: `wgpu`, `vulkan` or `metal`, each with the feature of that name
-    #[arg(default_value = "wgpu")]
-    device: String,
-}
-
 fn main() -> ExitCode {
-    let args = Args::parse();
-    common::run(|| {
-        let device = gpt2_burn::device(&args.device)?;
-        three_ways(&args.device, &device)
-    })
+    gpt2_burn_examples::main("wgpu")
 }

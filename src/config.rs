@@ -4,7 +4,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize, Serializer};
 use serde_json::{Map, Value};
 
-use crate::{Error, Result};
+use crate::{Error, ModelShape, Result};
 
 /// The shape of a GPT-2 and what its training needs.
 ///
@@ -151,26 +151,7 @@ impl Gpt2Config {
     /// changes the function in a way that this library does not compute.
     pub fn validate(&self) -> Result<()> {
         self.check_extra()?;
-        for (field, size) in [
-            ("vocab_size", self.vocab_size),
-            ("n_positions", self.n_positions),
-            ("n_embd", self.n_embd),
-            ("n_layer", self.n_layer),
-            ("n_head", self.n_head),
-            ("n_inner", self.inner()),
-        ] {
-            if size == 0 {
-                return Err(Error::config(field, "must be at least 1"));
-            }
-            // Ids and positions travel as 32-bit integers on some devices.
-            if size > i32::MAX as usize {
-                return Err(Error::config(field, format!("{size} is more than {}", i32::MAX)));
-            }
-        }
-        if !self.n_embd.is_multiple_of(self.n_head) {
-            let reason = format!("n_embd {} is not a multiple of n_head {}", self.n_embd, self.n_head);
-            return Err(Error::config("n_head", reason));
-        }
+        ModelShape::from(self).validate()?;
         if !(self.layer_norm_epsilon.is_finite() && self.layer_norm_epsilon > 0.0) {
             let reason = format!("{} is not a positive number", self.layer_norm_epsilon);
             return Err(Error::config("layer_norm_epsilon", reason));
@@ -186,7 +167,7 @@ impl Gpt2Config {
                 return Err(Error::config(field, format!("{p} is not in [0, 1)")));
             }
         }
-        self.check_size()
+        Ok(())
     }
 
     /// Refuses what `transformers` would compute differently from us.
@@ -210,32 +191,9 @@ impl Gpt2Config {
         Ok(())
     }
 
-    /// Names the first size with which the weights alone would exceed the address space.
-    fn check_size(&self) -> Result<()> {
-        let bytes = |rows: usize, columns: usize, times: usize| {
-            let elements = rows.checked_mul(columns)?.checked_mul(times)?;
-            elements.checked_mul(size_of::<f32>()).filter(|&bytes| bytes <= isize::MAX as usize)
-        };
-        let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        let square = 4; // c_attn has three of [n_embd, n_embd], c_proj one
-        let mut total = 0_usize;
-        for (field, part) in [
-            ("vocab_size", bytes(self.vocab_size, self.n_embd, heads)),
-            ("n_positions", bytes(self.n_positions, self.n_embd, 1)),
-            ("n_embd", bytes(self.n_embd, self.n_embd, square).and_then(|b| b.checked_mul(self.n_layer))),
-            ("n_inner", bytes(self.n_embd, self.inner(), 2).and_then(|b| b.checked_mul(self.n_layer))),
-        ] {
-            total = part
-                .and_then(|part| total.checked_add(part))
-                .filter(|&total| total <= isize::MAX as usize)
-                .ok_or_else(|| Error::config(field, "the weights would exceed the address space"))?;
-        }
-        Ok(())
-    }
-
     /// Hidden width of the MLP.
     pub fn inner(&self) -> usize {
-        self.n_inner.unwrap_or(self.n_embd.saturating_mul(4))
+        ModelShape::from(self).inner()
     }
 
     /// Width of one head.
@@ -245,17 +203,23 @@ impl Gpt2Config {
 
     /// Number of parameters, for a [valid](Self::validate) configuration; a tied head counts once.
     pub fn num_params(&self) -> usize {
-        let product = |left: usize, right: usize| left.saturating_mul(right);
-        let sum = |parts: &[usize]| parts.iter().fold(0_usize, |total, part| total.saturating_add(*part));
-        let (d, inner, bias) = (self.n_embd, self.inner(), usize::from(self.bias));
-        let linear = |from: usize, to: usize| sum(&[product(from, to), bias * to]);
-        let norm = sum(&[d, bias * d]);
-        let attention = sum(&[linear(d, product(3, d)), linear(d, d)]);
-        let mlp = sum(&[linear(d, inner), linear(inner, d)]);
-        let block = sum(&[norm, attention, norm, mlp]);
-        let heads = if self.tie_word_embeddings { 1 } else { 2 };
-        let embeddings = sum(&[product(product(heads, self.vocab_size), d), product(self.n_positions, d)]);
-        sum(&[embeddings, product(self.n_layer, block), norm])
+        ModelShape::from(self).num_params()
+    }
+}
+
+/// Its sizes.
+impl From<&Gpt2Config> for ModelShape {
+    fn from(config: &Gpt2Config) -> Self {
+        Self {
+            vocab_size: config.vocab_size,
+            n_positions: config.n_positions,
+            n_embd: config.n_embd,
+            n_layer: config.n_layer,
+            n_head: config.n_head,
+            n_inner: config.n_inner,
+            tie_word_embeddings: config.tie_word_embeddings,
+            bias: config.bias,
+        }
     }
 }
 

@@ -229,3 +229,42 @@ impl Error {
         Self::Mismatch { what, expected: expected.to_string(), actual: actual.to_string() }
     }
 }
+
+/// What the parts without burn found, under the same name.
+impl From<gpt2_burn_core::Error> for Error {
+    fn from(error: gpt2_burn_core::Error) -> Self {
+        use gpt2_burn_core::Error as Core;
+        match error {
+            Core::Config { field, reason } => Self::Config { field, reason },
+            Core::EmptyBatch => Self::EmptyBatch,
+            Core::ContextOverflow { row, tokens, n_positions } => Self::ContextOverflow { row, tokens, n_positions },
+            Core::Mismatch { what, expected, actual } => Self::Mismatch { what, expected, actual },
+            Core::Sampling { parameter, value, allowed } => Self::Sampling { parameter, value, allowed },
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use gpt2_burn_core::Error as Core;
+
+    use super::*;
+
+    #[test]
+    fn errors_of_the_core_keep_their_names_and_words() {
+        let text = || "what is said".to_owned();
+        let errors = [
+            (Core::Config { field: "n_head", reason: text() }, "Config"),
+            (Core::EmptyBatch, "EmptyBatch"),
+            (Core::ContextOverflow { row: 1, tokens: 20, n_positions: 10 }, "ContextOverflow"),
+            (Core::Mismatch { what: "tokens", expected: text(), actual: "another".to_owned() }, "Mismatch"),
+            (Core::Sampling { parameter: "top_k", value: text(), allowed: "at least 1" }, "Sampling"),
+        ];
+        for (core, name) in errors {
+            let (debug, words) = (format!("{core:?}"), core.to_string());
+            let error = Error::from(core);
+            assert!(debug.starts_with(name), "{debug}");
+            assert_eq!((format!("{error:?}"), error.to_string()), (debug, words));
+        }
+    }
+}

@@ -14,9 +14,7 @@ mod memory;
 pub mod model;
 pub mod perplexity;
 pub mod prefix;
-pub mod sampling;
 pub mod speculative;
-mod summary;
 pub mod tokenizer;
 
 pub use burn;
@@ -26,6 +24,10 @@ pub use config::{Activation, Gpt2Config};
 pub use error::{Error, Result};
 pub use gpt2_burn_backends as backends;
 pub use gpt2_burn_backends::{Threads, WeightFormat};
+#[doc(inline)]
+pub use gpt2_burn_core::sampling;
+use gpt2_burn_core::summary;
+pub use gpt2_burn_core::{Error as CoreError, ModelShape};
 pub use memory::{MemoryLimit, available_memory};
 pub use model::{Gpt2, Logits, TokenBatch};
 

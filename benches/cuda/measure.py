@@ -22,7 +22,7 @@ from pathlib import Path
 from report import markdown, verdicts
 
 ROOT = Path(__file__).resolve().parents[2]
-# What the tests of these files compute depends on the device.
+# What the tests of these modules compute depends on the device.
 TESTS = ["devices", "pipelines"]
 PARTS = ["build", "tests", "speed", "over_naive", "speculation", "divergence"]
 SHAPES = {
@@ -72,16 +72,16 @@ def commit():
 
 def build(args):
     start = time.monotonic()
-    call([*cargo(args, "build"), "--example", "compare", "--example", "cuda"])
+    call([*cargo(args, "build"), "--package", "gpt2-burn-cli", "--package", "gpt2-burn-examples", "--bin", "gpt2", "--example", "cuda"])
     return {"seconds": time.monotonic() - start, "features": args.features}
 
 
 def tests(args):
     """Results of the tests, on the device in f32."""
-    names = ["--workspace", "--exclude", "gpt2-burn-onnx-witness", "--lib"]
-    names += [word for test in TESTS for word in ("--test", test)]
-    command = [*cargo(args, "test"), "--no-fail-fast", *names]
-    output = call(command, {"GPT2_BURN_TEST_DEVICE": args.device}, accept=(0, 101), errors=subprocess.STDOUT).stdout
+    command = [*cargo(args, "test"), "--no-fail-fast", "--workspace", "--exclude", "gpt2-burn-onnx-witness"]
+    device, output = {"GPT2_BURN_TEST_DEVICE": args.device}, ""
+    for words in (["--lib"], ["--test", "it", "--", *(f"{name}::" for name in TESTS)]):
+        output += call([*command, *words], device, accept=(0, 101), errors=subprocess.STDOUT).stdout
     results = re.findall(r"^test (\S+) \.\.\. (ok|FAILED|ignored)", output, re.MULTILINE)
     if not results:
         raise Failed("no test ran")
@@ -94,8 +94,8 @@ def tests(args):
 def compare(args, *options, dtype=None):
     """Rows that `compare` prints; other tokens than naive decoding's are a row's affair, not a failure."""
     target = Path(os.environ.get("CARGO_TARGET_DIR", ROOT / "target"))
-    program = target / "release" / "examples" / "compare"
-    done = call([program, "--json", "--device", args.device, "--dtype", dtype or args.dtype, *options], accept=(0, 1))
+    program = target / "release" / "gpt2"
+    done = call([program, "compare", "--json", "--device", args.device, "--dtype", dtype or args.dtype, *options], accept=(0, 1))
     try:
         return json.loads(done.stdout)
     except ValueError:
@@ -253,7 +253,7 @@ def main():
     if args.quick:
         args.configs, args.batches, args.prompt, args.new, args.rounds = "gpt2", "1,2", 8, 8, 1
     args.torch_device = args.torch_device or ("cpu" if kind in ("flex", "ndarray") else args.device)
-    args.features = args.features or ",".join(dict.fromkeys([kind, "flex", "files"]))
+    args.features = args.features or ",".join(dict.fromkeys([kind, "flex"]))
 
     report = {"command": " ".join(["benches/cuda/run", *sys.argv[1:]]), "device": args.device, "dtype": args.dtype, "failures": []}
     machine = {"system": f"{platform.system()} {platform.machine()}, {os.cpu_count()} processors", "commit": commit()}

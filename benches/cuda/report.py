@@ -57,7 +57,7 @@ def markdown(report):
     if tests := report.get("tests"):
         failed = ", ".join(f"`{name}`" for name in tests["failed"]) or "none"
         parts.append(f"## Tests on `{report['device']}`, in f32\n\n{tests['passed']} passed, failed: {failed}"
-                     f" (tests/{{{','.join(tests['files'])}}}.rs)." + "".join(f"\n- skipped: {why}" for why in sorted(set(tests["skipped"]))))
+                     f" (tests/it/{{{','.join(tests['files'])}}}.rs)." + "".join(f"\n- skipped: {why}" for why in sorted(set(tests["skipped"]))))
     if rows := report.get("speed"):
         head = ["model", "rows", "engine", "TTFT ms", "TPOT ms", "(least to most)", "tokens/s", "of the roofline"]
         cells = [[r["config"], r["batch"], r["engine"], milliseconds(r["ttft_seconds"]), milliseconds(r["tpot_seconds"]),

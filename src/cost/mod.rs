@@ -1,6 +1,8 @@
 //! What inference costs, on paper: floating-point operations, bytes, seconds, memory, and what speculation is worth.
 //!
-//! Pure arithmetic: no tensor, no device, no clock. `measure` and the example `latency_curves` hold it against a machine.
+//! Pure arithmetic: no tensor, no device, no clock. [`measure`](crate::measure) holds it against a machine. The formulas are in
+//! [`gpt2_burn_core::cost`], whose page has the table of terms from which everything comes and the closed forms; here they take a
+//! [`Gpt2Config`] and burn's element types.
 //!
 //! ```
 //! use gpt2_burn::Gpt2Config;
@@ -17,97 +19,15 @@
 //! assert!(naive.seconds() / cached.seconds() > 5.0);
 //! # Ok::<(), gpt2_burn::Error>(())
 //! ```
-//!
-//! # The table of terms
-//!
-//! Everything comes from one table: what a [`Pass`] does in one layer, for B rows of T new tokens that see L keys each
-//! (T = L = N for naive decoding of the N-th token, T = 1 and L = N with a cache). d is the width, i the hidden width of
-//! the MLP (4 d), H the heads, V the vocabulary, K the positions that get logits (1 in decoding).
-//!
-//! | term | FLOPs | weights | reads | writes |
-//! |---|---|---|---|---|
-//! | `c_attn` | 6 B T d^2 | 3 d^2 | B T d | 3 B T d |
-//! | scores `q k^T` | 2 B T L d | | B T d + B L d | B H T L |
-//! | mask, if T > 1 | | | B H T L + T L | B H T L |
-//! | softmax | | | B H T L | B H T L |
-//! | values | 2 B T L d | | B H T L + B L d | B T d |
-//! | attention's `c_proj` | 2 B T d^2 | d^2 | B T d | B T d |
-//! | `c_fc` | 2 B T d i | d i | B T d | B T i |
-//! | MLP's `c_proj` | 2 B T d i | i d | B T i | B T d |
-//! | head, once | 2 B K d V | d V | B K d | B K V |
-//!
-//! FLOPs are those of the matrices, a multiplication and an addition each; what softmax, norms and GELU add is not counted,
-//! as usual. Columns of elements become bytes by [`Precision`]: weights, activations, and cached keys and values (the two
-//! B L d, and two of the 3 B T d) may be of different types. [`Counted`] says which terms count, and has more of them:
-//! embeddings, norms, biases, GELU and residual additions.
-//!
-//! # Closed forms
-//!
-//! Summed over the table, naive decoding's step at length N is a polynomial in B and N, and so is the cached one's
-//! ([`Polynomial`], [`Cost::naive`], [`Cost::cached`]). With [`Counted::assignment`], i = 4 d, and 16 bit for everything,
-//! in one layer:
-//!
-//! | | FLOPs | bytes |
-//! |---|---|---|
-//! | naive | 24 d^2 B N + 4 d B N^2 | 24 d^2 + 40 d B N + 12 H B N^2 + 2 N^2 |
-//! | cached | 24 d^2 B + 4 d B N | 24 d^2 + 36 d B + (4 d + 8 H) B N |
-//!
-//! So naive FLOPs are C1 B N + C2 B N^2 and its bytes C3 + C4 B N + C5 B N^2 + C6 N^2, with C1 = 24 d^2 (6 + 2 for
-//! attention's matrices, 8 + 8 for the MLP's), C2 = 4 d (scores and values, each 2), C3 = 2 x 12 d^2 (the weights, read once
-//! whatever B and N are), C4 = 2 x 20 d (4 for `c_attn`, 2 + 2 for scores and values, 2 for `c_proj`, 5 + 5 for the MLP),
-//! C5 = 2 x 6 H (scores written, mask read and written, softmax read and written, values read), and C6 = 2 (the mask, which
-//! is the same for all rows and heads).
-//!
-//! # A decode step's constant
-//!
-//! With a cache, C3 is all that is left at small B N, and it is read at the bandwidth. On a T4 (300 GB/s), in 16 bit:
-//!
-//! | | layers x 24 d^2 bytes | head, 2 d V bytes | without head | with head |
-//! |---|---|---|---|---|
-//! | GPT-2 | 12 x 24 x 768^2 = 169.9 MB | 77.2 MB | 566 us | 824 us |
-//! | GPT2-XL | 48 x 24 x 1600^2 = 2.949 GB | 160.8 MB | 9.83 ms | 10.37 ms |
-//!
-//! Biases (13 d a layer) are not in it, nor norms; with them GPT-2 would take 567 us.
-//!
-//! # Keys and values
-//!
-//! A token leaves a key and a value of d elements in each layer: 2 x 2 B N d = 4 B N d bytes a layer in 16 bit. GPT2-XL with
-//! 64 rows of 1,024 tokens: 48 x 4 x 64 x 1024 x 1600 = 20.13 GB (GB are 10^9 bytes here), which with 3.12 GB of parameters does
-//! [not fit](Fit) a T4's 16 GB.
-//!
-//! # Speculation
-//!
-//! If each drafted token is accepted with probability a, independently, a round of m drafted tokens accepts the first k of
-//! them with probability at least a^k. It yields 1 + a + ... + a^(m-1) tokens if a round ends with its first rejection or
-//! its last drafted token (the assignment's algorithm, in which the target's token takes the place of a rejected one), and
-//! a^m more if a target that accepts all gives its next token too (the bonus; Leviathan et al., 2023, equation 1). It costs
-//! m c + 1 of the target's decode steps, with c the draft's step in units of the target's. GPT-2 as the draft of GPT2-XL on a
-//! T4 has c = 0.824 ms / 9.83 ms = 0.0838 (the assignment counts the draft's head, and not the target's). At a = 0.75:
-//!
-//! | m | without bonus | | with bonus | |
-//! |---|---|---|---|---|
-//! | 4 | 2.734 / 1.335 | 2.05 x | 3.051 / 1.335 | 2.29 x |
-//! | 5 | 3.051 / 1.419 | 2.15 x | 3.288 / 1.419 | **2.32 x** |
-//! | 6 | 3.288 / 1.503 | **2.19 x** | 3.466 / 1.503 | 2.31 x |
-//! | 7 | 3.466 / 1.586 | 2.18 x | 3.600 / 1.586 | 2.27 x |
-//!
-//! [`Speculation`] computes them, also with a verification that costs more than one step, as measured.
 
-mod closed;
-mod format;
-mod hardware;
-mod memory;
-mod pass;
-mod speculation;
-mod terms;
+mod precision;
 
-pub use closed::{ClosedForm, Polynomial};
-pub use format::{bytes_from_text, format_bytes, format_seconds};
-pub use hardware::{Bound, Hardware, Reached, Roofline};
-pub use memory::{Fit, Memory};
-pub use pass::Pass;
-pub use speculation::{DraftLength, Speculation, acceptance};
-pub use terms::{Counted, Part, Precision, Term, Work};
+use gpt2_burn_core::cost;
+pub use gpt2_burn_core::cost::{
+    Bound, ClosedForm, Counted, DraftLength, ElementBytes, Fit, Hardware, Memory, Part, Pass, Polynomial, Reached,
+    Roofline, Speculation, Term, Work, acceptance, bytes_from_text, format_bytes, format_seconds,
+};
+pub use precision::Precision;
 
 use crate::{Gpt2Config, Result};
 
@@ -118,7 +38,7 @@ use crate::{Gpt2Config, Result};
 pub struct Cost {
     config: Gpt2Config,
     precision: Precision,
-    counted: Counted,
+    cost: cost::Cost,
 }
 
 impl Cost {
@@ -131,13 +51,13 @@ impl Cost {
     pub fn new(config: &Gpt2Config, precision: impl Into<Precision>) -> Result<Self> {
         config.validate()?;
         let precision = precision.into();
-        precision.check()?;
-        Ok(Self { config: config.clone(), precision, counted: Counted::all() })
+        let cost = cost::Cost::new(config, ElementBytes::try_from(precision)?)?;
+        Ok(Self { config: config.clone(), precision, cost })
     }
 
     /// The same, with other terms counted.
     pub fn counting(self, counted: Counted) -> Self {
-        Self { counted, ..self }
+        Self { cost: self.cost.counting(counted), ..self }
     }
 
     /// The model's shape.
@@ -152,7 +72,18 @@ impl Cost {
 
     /// Which terms are counted.
     pub fn counted(&self) -> Counted {
-        self.counted
+        self.cost.counted()
+    }
+
+    /// The terms of a pass that are counted, in the order of a forward.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::EmptyBatch`](crate::Error::EmptyBatch) without rows, [`Error::Mismatch`](crate::Error::Mismatch) without new
+    /// tokens or with more logits than those, [`Error::ContextOverflow`](crate::Error::ContextOverflow) for more tokens than the
+    /// model has positions.
+    pub fn terms(&self, pass: Pass) -> Result<Vec<Term>> {
+        Ok(self.cost.terms(pass)?)
     }
 
     /// What a pass costs: the sum of its [terms](Self::terms).
@@ -161,7 +92,7 @@ impl Cost {
     ///
     /// As [`terms`](Self::terms).
     pub fn work(&self, pass: Pass) -> Result<Work> {
-        Ok(self.terms(pass)?.iter().map(Term::total).sum())
+        Ok(self.cost.work(pass)?)
     }
 
     /// What a part of the model costs in a pass.
@@ -170,31 +101,18 @@ impl Cost {
     ///
     /// As [`terms`](Self::terms).
     pub fn work_of(&self, part: Part, pass: Pass) -> Result<Work> {
-        Ok(self.terms(pass)?.iter().filter(|term| term.part == part).map(Term::total).sum())
+        Ok(self.cost.work_of(part, pass)?)
     }
 
     /// Seconds that a pass takes if one term comes after the other, each at the rates that the hardware
-    /// [reaches](Hardware::reached) in it: a term's operands are read while it is computed, and its result is written
-    /// behind that. So it is the sum over terms of
-    ///
-    /// ```text
-    /// max(FLOPs / linear or attention, weights / weights' rate + reads / bandwidth) + writes / results' rate
-    /// ```
-    ///
-    /// That is what to expect of a machine whose rates were measured. [`Hardware::roofline`] of all the
-    /// [`work`](Self::work) is what no machine of these rates can beat.
+    /// [reaches](Hardware::reached) in it: what to expect of a machine whose rates were
+    /// [measured](crate::measure::peaks). [The formula](gpt2_burn_core::cost::Cost::seconds).
     ///
     /// # Errors
     ///
     /// As [`terms`](Self::terms).
     pub fn seconds(&self, hardware: &Hardware, pass: Pass) -> Result<f64> {
-        let Reached { weights, results, linear, attention } = hardware.reached;
-        let seconds = |term: &Term| {
-            let computing = term.flops / if term.is_over_keys() { attention } else { linear };
-            let reading = term.weights / weights + term.read / hardware.bandwidth;
-            term.times as f64 * (computing.max(reading) + term.written / results)
-        };
-        Ok(self.terms(pass)?.iter().map(seconds).sum())
+        Ok(self.cost.seconds(hardware, pass)?)
     }
 
     /// How much faster a step at length `length` is with a cache than naively, both at the hardware's roofline.
@@ -203,7 +121,59 @@ impl Cost {
     ///
     /// As [`terms`](Self::terms).
     pub fn kv_speedup(&self, hardware: &Hardware, batch: usize, length: usize) -> Result<f64> {
-        let seconds = |pass| Ok::<_, crate::Error>(hardware.roofline(self.work(pass)?).seconds());
-        Ok(seconds(Pass::naive(batch, length))? / seconds(Pass::decode(batch, length))?)
+        Ok(self.cost.kv_speedup(hardware, batch, length)?)
+    }
+
+    /// Naive decoding's step to the token behind N: what [`Pass::naive`] costs, for N > 1.
+    pub fn naive(&self) -> ClosedForm {
+        self.cost.naive()
+    }
+
+    /// The decode step with a cache at N tokens, the new one included: what [`Pass::decode`] costs.
+    pub fn cached(&self) -> ClosedForm {
+        self.cost.cached()
+    }
+
+    /// A part of [`naive`](Self::naive).
+    pub fn naive_of(&self, part: Part) -> ClosedForm {
+        self.cost.naive_of(part)
+    }
+
+    /// A part of [`cached`](Self::cached).
+    pub fn cached_of(&self, part: Part) -> ClosedForm {
+        self.cost.cached_of(part)
+    }
+
+    /// Bytes of all parameters, a tied head once.
+    pub fn parameter_bytes(&self) -> f64 {
+        self.cost.parameter_bytes()
+    }
+
+    /// Bytes of the keys and values of one layer, for `batch` rows of `length` tokens: 2 B N d elements.
+    pub fn kv_bytes_per_layer(&self, batch: usize, length: usize) -> f64 {
+        self.cost.kv_bytes_per_layer(batch, length)
+    }
+
+    /// The same of all layers.
+    pub fn kv_bytes(&self, batch: usize, length: usize) -> f64 {
+        self.cost.kv_bytes(batch, length)
+    }
+
+    /// What a pass [holds in memory](gpt2_burn_core::cost::Cost::memory).
+    ///
+    /// # Errors
+    ///
+    /// As [`terms`](Self::terms).
+    pub fn memory(&self, pass: Pass) -> Result<Memory> {
+        Ok(self.cost.memory(pass)?)
+    }
+
+    /// Whether a pass fits the hardware's memory.
+    ///
+    /// # Errors
+    ///
+    /// As [`terms`](Self::terms).
+    pub fn fits(&self, hardware: &Hardware, pass: Pass) -> Result<Fit> {
+        Ok(self.cost.fits(hardware, pass)?)
     }
 }

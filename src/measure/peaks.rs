@@ -50,7 +50,7 @@ pub fn peaks(device: &Device, config: &Gpt2Config, format: Option<WeightFormat>,
     };
     let memory = memory.map_or(f64::INFINITY, |bytes| bytes as f64);
     let machine = Hardware::new(name, bandwidth.max(weights), square.max(linear), memory)?;
-    machine.with_reached(Reached { weights, results, linear, attention })
+    Ok(machine.with_reached(Reached { weights, results, linear, attention })?)
 }
 
 /// Bytes per second that the device reads from its memory: a buffer that no cache holds, read from end to end by all

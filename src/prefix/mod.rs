@@ -4,15 +4,12 @@
 mod file;
 mod fill;
 mod fingerprint;
-mod plan;
 mod store;
-mod tree;
 
 #[cfg(feature = "files")]
 pub(crate) use file::Reader;
 pub use fill::Sharing;
 pub(crate) use fill::{NewCache, Prefixes};
 pub use fingerprint::Fingerprint;
-pub use plan::{Piece, Plan};
-pub use store::{Pin, PrefixCache, Reuse};
-pub use tree::{Entry, Match, Payload, RadixTree, TreeStats};
+pub use gpt2_burn_core::prefix::{Entry, Match, Payload, Piece, Plan, RadixTree, Reuse, TreeStats};
+pub use store::{Pin, PrefixCache};

@@ -4,8 +4,7 @@ use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use super::Fingerprint;
-use super::tree::{Payload, RadixTree, TreeStats};
+use super::{Fingerprint, Payload, RadixTree, Reuse, TreeStats};
 use crate::{KvSegment, Result};
 
 impl Payload for KvSegment {
@@ -20,26 +19,6 @@ impl Payload for KvSegment {
     fn split(self, at: usize) -> (Self, Self) {
         let tokens = Self::tokens(&self);
         (self.part(0..at), self.part(at..tokens))
-    }
-}
-
-/// What of a prompt is taken from a [`PrefixCache`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Reuse {
-    /// The longest beginning that any sequence shares with it.
-    #[default]
-    Radix,
-    /// All of it, if it is a whole prompt that was seen before, else nothing.
-    Exact,
-}
-
-impl fmt::Display for Reuse {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Radix => "radix",
-            Self::Exact => "exact",
-        })
     }
 }
 
@@ -187,13 +166,11 @@ impl PrefixCache {
         if model != model.now() {
             return false;
         }
-        match self.reuse {
-            Reuse::Radix => true,
-            Reuse::Exact => {
-                let found = tree.peek(model, prompt);
-                found.len() == prompt.len() && found.is_end
-            }
+        if self.reuse == Reuse::Radix {
+            return true;
         }
+        let found = tree.peek(model, prompt);
+        found.len() == prompt.len() && found.is_end
     }
 
     /// Operations per second at which the model computed its last prompts.

@@ -15,10 +15,8 @@
 //! [`Acceptance::Match`] the same ids too. How much faster it is depends on how often drafts are right; [`DraftLen::Auto`]
 //! finds out, and drafts nothing where that would lose.
 
-mod acceptance;
 mod autoregressive;
 mod ngram;
-mod policy;
 pub(crate) mod proposer;
 mod report;
 mod script;
@@ -28,11 +26,11 @@ use std::fmt;
 use std::sync::Arc;
 
 use burn::tensor::DType;
+use gpt2_burn_core::speculative::{Policy, RoundCost};
 use web_time::Instant;
 
-pub use acceptance::{Acceptance, Judged};
+pub use gpt2_burn_core::speculative::{Acceptance, DraftLen, Judged, best_len, expected_tokens, speedup};
 pub use ngram::Ngram;
-pub use policy::{best_len, expected_tokens, speedup};
 pub use report::{PositionReport, SpeculationReport, SpeculativeStep};
 pub use script::Scripted;
 
@@ -41,7 +39,6 @@ use crate::prefix::Prefixes;
 use crate::sampling::{Distribution, Purpose};
 use crate::{CacheStorage, Error, Gpt2, MemoryLimit, Result};
 use autoregressive::{ExitProposer, ModelProposer};
-use policy::{Policy, RoundCost};
 use proposer::{DraftRow, Proposal, Proposer, Rules};
 use script::ScriptProposer;
 
@@ -54,36 +51,6 @@ pub struct Speculation {
     pub draft_len: DraftLen,
     /// Which of them are accepted.
     pub acceptance: Acceptance,
-}
-
-/// How many tokens are drafted in a round. No more are than the row has room for, and use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DraftLen {
-    /// Always as many.
-    Fixed(usize),
-    /// As many as pay, up to 16, by what is measured on the way: how often tokens are accepted, what a draft token costs and
-    /// what a verification of each length. None where drafting would lose; that is tried again at growing intervals.
-    ///
-    /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`]; under
-    /// [`Acceptance::Rejection`] a seed does not give the same text again.
-    Auto,
-}
-
-impl DraftLen {
-    /// Most tokens of a draft.
-    pub(crate) fn max(self) -> usize {
-        match self {
-            Self::Fixed(len) => len,
-            Self::Auto => policy::LONGEST,
-        }
-    }
-}
-
-impl Default for DraftLen {
-    fn default() -> Self {
-        Self::Fixed(4)
-    }
 }
 
 /// Where drafts come from.

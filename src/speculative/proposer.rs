@@ -2,7 +2,7 @@
 
 use super::Acceptance;
 use crate::contexts::{Computed, Contexts};
-use crate::sampling::{Distribution, Purpose, Sampling, uniform};
+use crate::sampling::{Distribution, Sampling, uniform};
 use crate::{Error, Result};
 
 /// A token that a draft proposes, and the distribution that it was drawn from.
@@ -60,12 +60,7 @@ impl Rules {
             sample: row.sample,
             position,
         })?;
-        let purpose = match self.acceptance {
-            Acceptance::Rejection => Purpose::Draft,
-            // The number that the target will draw with: the same number in two similar distributions mostly is the same
-            // token.
-            Acceptance::Match => Purpose::Token,
-        };
+        let purpose = self.acceptance.draft_purpose();
         let id = distribution.sample(uniform(self.seed, row.stream, position as u64, purpose));
         Ok(Proposal { id, distribution })
     }

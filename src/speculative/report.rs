@@ -1,7 +1,6 @@
 //! [`SpeculationReport`]: what drafts were worth.
 
-use super::Draft;
-use super::policy::expected_tokens;
+use super::{Draft, expected_tokens};
 use crate::summary::median;
 
 /// What speculation did, summed over rows.

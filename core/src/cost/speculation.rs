@@ -1,0 +1,100 @@
+//! What speculative decoding is worth (Leviathan et al., *Fast Inference from Transformers via Speculative Decoding*, 2023).
+
+use crate::sampling::Distribution;
+use crate::{Error, Result};
+
+/// A draft and its target, as far as speed goes.
+///
+/// ```
+/// use gpt2_burn_core::cost::Speculation;
+///
+/// let pair = Speculation::new(0.75, 0.0838)?; // GPT-2 drafts for GPT2-XL on a T4
+/// assert_eq!(pair.best(20).draft_len, 5);
+/// assert_eq!(pair.without_bonus().best(20).draft_len, 6);
+/// # Ok::<(), gpt2_burn_core::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Speculation {
+    acceptance: f64,
+    draft_cost: f64,
+    bonus: bool,
+}
+
+/// How many tokens to draft.
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[non_exhaustive]
+pub struct DraftLength {
+    /// Drafted tokens a round: m; 0 if speculation does not pay.
+    pub draft_len: usize,
+    /// How much faster that is than the target alone.
+    pub speedup: f64,
+}
+
+impl Speculation {
+    /// A draft whose tokens are accepted with probability `acceptance` each, independently, and whose step costs
+    /// `draft_cost` of the target's decode steps. A target that accepts all gives a bonus token.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] for an acceptance outside 0 to 1, or a cost that is negative or not a number.
+    pub fn new(acceptance: f64, draft_cost: f64) -> Result<Self> {
+        if !(0.0..=1.0).contains(&acceptance) {
+            return Err(Error::mismatch("acceptance rate", "a number from 0 to 1", acceptance));
+        }
+        if !(draft_cost.is_finite() && draft_cost >= 0.0) {
+            return Err(Error::mismatch("relative cost of the draft", "a number from 0 up", draft_cost));
+        }
+        Ok(Self { acceptance, draft_cost, bonus: true })
+    }
+
+    /// The assignment's algorithm: a round whose drafted tokens are all accepted ends with the last of them.
+    pub fn without_bonus(self) -> Self {
+        Self { bonus: false, ..self }
+    }
+
+    /// Tokens that a round of `draft_len` drafted ones yields on average: 1 + a + ... + a^(m-1), and a^m more with the
+    /// bonus; its last term is the token that the target gives instead of a rejected one, or behind the last.
+    ///
+    /// Without drafted tokens a round is the target's own step: 1.
+    pub fn expected_tokens(&self, draft_len: usize) -> f64 {
+        let a = self.acceptance;
+        let terms = match (draft_len, self.bonus) {
+            (0, _) => return 1.0,
+            (m, true) => m as f64 + 1.0,
+            (m, false) => m as f64,
+        };
+        if a == 1.0 { terms } else { (1.0 - a.powf(terms)) / (1.0 - a) }
+    }
+
+    /// How much faster than the target alone, if verifying takes as long as a decode step: both read all weights once.
+    pub fn speedup(&self, draft_len: usize) -> f64 {
+        self.measured_speedup(draft_len, 1.0)
+    }
+
+    /// The same, with a verification of `draft_len` tokens that takes `verify_cost` of the target's decode steps.
+    pub fn measured_speedup(&self, draft_len: usize, verify_cost: f64) -> f64 {
+        self.expected_tokens(draft_len) / (draft_len as f64 * self.draft_cost + verify_cost)
+    }
+
+    /// The best draft length up to `most`.
+    pub fn best(&self, most: usize) -> DraftLength {
+        self.best_measured(most, |_| 1.0)
+    }
+
+    /// The best draft length up to `most`, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
+    pub fn best_measured(&self, most: usize, verify_cost: impl Fn(usize) -> f64) -> DraftLength {
+        let plain = DraftLength { draft_len: 0, speedup: 1.0 };
+        (1..=most).fold(plain, |best, draft_len| {
+            let speedup = self.measured_speedup(draft_len, verify_cost(draft_len));
+            if speedup > best.speedup { DraftLength { draft_len, speedup } } else { best }
+        })
+    }
+}
+
+/// The probability with which a token drawn from the draft's distribution is accepted by rejection sampling: the sum over
+/// tokens of the smaller of both probabilities (Leviathan et al., corollary 3.6). Of greedy distributions it is 1 if both
+/// take the same token, and 0 if not.
+pub fn acceptance(target: &Distribution, draft: &Distribution) -> f64 {
+    let probs = draft.ids().iter().zip(draft.probs());
+    probs.map(|(&id, &prob)| prob.min(target.prob(id))).sum()
+}

@@ -1,0 +1,9 @@
+//! Shared prefixes, as far as they are bookkeeping.
+
+mod plan;
+mod reuse;
+mod tree;
+
+pub use plan::{Piece, Plan};
+pub use reuse::Reuse;
+pub use tree::{Entry, Match, Payload, RadixTree, TreeStats};

@@ -1,0 +1,7 @@
+//! Speculative decoding, as far as no model is needed: which draft tokens are accepted, and how many pay.
+
+mod acceptance;
+mod policy;
+
+pub use acceptance::{Acceptance, Judged};
+pub use policy::{DraftLen, Policy, RoundCost, best_len, expected_tokens, speedup};

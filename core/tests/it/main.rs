@@ -1,0 +1,5 @@
+//! Behaviour of the whole crate; what concerns one file is tested beside it.
+
+mod cost;
+mod prefix_plan;
+mod prefix_tree;

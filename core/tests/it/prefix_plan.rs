@@ -1,0 +1,149 @@
+//! The planner: every prompt is covered, nothing is computed twice, and little is padded.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use gpt2_burn_core::ModelShape;
+use gpt2_burn_core::prefix::{Plan, Reuse};
+use proptest::prelude::*;
+
+fn sequences() -> impl Strategy<Value = Vec<Vec<u32>>> {
+    proptest::collection::vec(proptest::collection::vec(0_u32..3, 1..8), 1..8)
+}
+
+/// Tokens of `ids` that one of `known` begins with.
+fn held(known: &[Vec<u32>], ids: &[u32]) -> usize {
+    let common = |known: &Vec<u32>| known.iter().zip(ids).take_while(|(a, b)| a == b).count();
+    known.iter().map(common).max().unwrap_or(0)
+}
+
+fn plan(prompts: &[Vec<u32>], known: &[Vec<u32>], reuse: Reuse) -> Plan {
+    let prompts: Vec<&[u32]> = prompts.iter().map(Vec::as_slice).collect();
+    Plan::new(&prompts, reuse, |ids| held(known, ids))
+}
+
+/// Every prompt is put together, from what is held and from the pieces, in the order of the forwards.
+fn assert_covered(plan: &Plan, prompts: &[Vec<u32>]) -> Result<(), TestCaseError> {
+    let forwards: Vec<&[usize]> = plan.forwards().collect();
+    let forward_of: BTreeMap<usize, usize> =
+        forwards.iter().enumerate().flat_map(|(at, places)| places.iter().map(move |&place| (place, at))).collect();
+    prop_assert_eq!(forward_of.len(), plan.pieces().len());
+    prop_assert_eq!(forwards.iter().map(|places| places.len()).sum::<usize>(), plan.pieces().len());
+    let ends = &plan.pieces()[plan.pieces().len() - plan.distinct().len()..];
+    for (index, ids) in prompts.iter().enumerate() {
+        let at = plan.of_prompt()[index];
+        prop_assert_eq!(&prompts[plan.distinct()[at]], ids);
+        let mut piece = ends[at];
+        prop_assert_eq!(piece.end, ids.len());
+        let (mut place, mut used) = (plan.pieces().len() - plan.distinct().len() + at, ids.len());
+        loop {
+            prop_assert!(piece.start < used && used <= piece.end);
+            prop_assert_eq!(&prompts[piece.prompt][..used], &ids[..used]);
+            let Some(before) = piece.before else { break };
+            prop_assert!(forward_of[&before] < forward_of[&place], "a piece needs one that is not computed yet");
+            (place, piece, used) = (before, plan.pieces()[before], piece.start);
+        }
+        prop_assert_eq!(piece.start, plan.held()[at]);
+    }
+    Ok(())
+}
+
+/// The least that grouping pieces of these lengths into forwards can cost, by trying all.
+fn least_cost(lens: &[usize]) -> usize {
+    fn put(lens: &[usize], groups: &mut Vec<(usize, usize)>) -> usize {
+        let Some((&len, rest)) = lens.split_first() else {
+            return groups.iter().map(|(count, longest)| 8 + count * longest).sum();
+        };
+        let mut best = usize::MAX;
+        for at in 0..=groups.len() {
+            let before = groups.clone();
+            match at < groups.len() {
+                true => groups[at] = (groups[at].0 + 1, groups[at].1.max(len)),
+                false => groups.push((1, len)),
+            }
+            best = best.min(put(rest, groups));
+            *groups = before;
+        }
+        best
+    }
+    put(lens, &mut Vec::new())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1000))]
+
+    #[test]
+    fn prompts_are_covered_and_nothing_is_computed_twice(prompts in sequences(), known in sequences()) {
+        let plan = plan(&prompts, &known, Reuse::Radix);
+        assert_covered(&plan, &prompts)?;
+        // Prefixes behind what is held, each once, and one token more for a prompt that another one begins with.
+        let distinct: BTreeSet<&Vec<u32>> = prompts.iter().collect();
+        let held = |ids: &Vec<u32>| held(&known, ids).min(ids.len() - 1);
+        let prefixes = distinct.iter().flat_map(|ids| (held(ids) + 1..=ids.len()).map(move |n| (held(ids), &ids[..n])));
+        let prefixes: BTreeSet<(usize, &[u32])> = prefixes.collect();
+        let begins = |ids: &Vec<u32>| {
+            distinct.iter().any(|other| *other != ids && other.starts_with(ids) && held(other) == held(ids))
+        };
+        let again = distinct.iter().filter(|ids| begins(ids)).count();
+        prop_assert_eq!(plan.computed_tokens(), prefixes.len() + again);
+        prop_assert_eq!(plan.requested_tokens(), prompts.iter().map(Vec::len).sum::<usize>());
+        prop_assert_eq!(plan.saved_tokens() + plan.computed_tokens(), plan.requested_tokens());
+    }
+
+    #[test]
+    fn exact_plans_share_whole_prompts_only(prompts in sequences(), known in sequences()) {
+        let plan = plan(&prompts, &known, Reuse::Exact);
+        assert_covered(&plan, &prompts)?;
+        let distinct: BTreeSet<&Vec<u32>> = prompts.iter().collect();
+        let ends = distinct.iter().map(|ids| ids.len() - held(&known, ids).min(ids.len() - 1));
+        prop_assert_eq!(plan.computed_tokens(), ends.sum::<usize>());
+    }
+
+    #[test]
+    fn forwards_cost_as_little_as_they_can(lens in proptest::collection::vec(1_usize..60, 1..8)) {
+        // Disjoint prompts: what is grouped is their whole lengths.
+        let prompts: Vec<Vec<u32>> = lens.iter().enumerate().map(|(first, &len)| vec![first as u32; len]).collect();
+        let plan = plan(&prompts, &[], Reuse::Radix);
+        let cost = |places: &[usize]| {
+            8 + places.len() * places.iter().map(|&place| plan.pieces()[place].tokens()).max().unwrap()
+        };
+        // In more than one forward, all tokens are copied once more, 32 in the time in which one is computed.
+        let (least, together) = (least_cost(&lens), 8 + lens.len() * lens.iter().max().unwrap());
+        let least = if together <= least + lens.iter().sum::<usize>() / 32 { together } else { least };
+        prop_assert_eq!(plan.forwards().map(cost).sum::<usize>(), least);
+        let places: usize = plan.forwards().map(|places| cost(places) - 8).sum();
+        prop_assert_eq!(plan.padding_tokens(), places - plan.computed_tokens());
+    }
+}
+
+#[test]
+fn a_long_prefix_of_many_prompts_is_two_forwards() {
+    let prompts: Vec<Vec<u32>> = (0..32).map(|row| [vec![7; 512], vec![row; 16]].concat()).collect();
+    let plan = plan(&prompts, &[], Reuse::Radix);
+    let tokens = |places: &[usize]| places.iter().map(|&place| plan.pieces()[place].tokens()).collect::<Vec<_>>();
+    // One of the rows repeats the prefix's own token, which makes no difference but to its length.
+    assert_eq!(plan.forwards().map(tokens).collect::<Vec<_>>(), [vec![512], vec![16; 32]]);
+    assert_eq!((plan.computed_tokens(), plan.padding_tokens()), (1024, 0));
+    assert_eq!(
+        plan.to_string(),
+        "32 prompts, 32 of them distinct: 1024 of 16896 tokens (6.1%) in 2 forwards, 0 places in vain"
+    );
+    let exact = self::plan(&prompts, &[], Reuse::Exact);
+    assert_eq!((exact.computed_tokens(), exact.forwards().count()), (32 * 528, 1));
+}
+
+#[test]
+fn operations_are_counted_token_by_token() {
+    let shape =
+        ModelShape { vocab_size: 50, n_embd: 8, n_layer: 3, n_head: 2, n_inner: Some(20), ..Default::default() };
+    // Of a token at this position: what multiplies in one block, and the keys and values that it sees.
+    let token = |position: usize| {
+        let matrices = [[8, 24], [8, 8], [8, 20], [20, 8]].iter().map(|[rows, columns]| rows * columns).sum::<usize>();
+        3 * (2 * matrices + 2 * (2 * 8 * (position + 1)))
+    };
+    let tokens = |range: std::ops::Range<usize>| range.map(token).sum::<usize>();
+    let head = 2 * 8 * 50;
+    let prompts = [vec![1, 2, 3, 4], vec![1, 2, 3, 5, 6], vec![1, 2, 3, 4]];
+    let plan = plan(&prompts, &[vec![1]], Reuse::Radix);
+    assert_eq!(plan.flops(shape), (tokens(1..3) + tokens(3..4) + tokens(3..5) + 2 * head) as f64);
+    assert_eq!(plan.flops_without(shape), (2 * tokens(0..4) + tokens(0..5) + 3 * head) as f64);
+}

@@ -1,0 +1,28 @@
+//! What the library does, one module a subject: one binary, since linking burn takes longer than most of these tests.
+
+mod bad_input;
+mod cache;
+mod common;
+mod cost;
+mod deterministic;
+mod devices;
+mod generate;
+mod kernels;
+mod limits;
+mod measure;
+#[cfg(target_os = "linux")]
+mod memory;
+mod module;
+mod pair;
+mod parity;
+mod perplexity;
+mod pipelines;
+mod prefix;
+mod prefix_file;
+mod shared_data;
+mod speculative;
+mod speculative_sampling;
+
+/// Counts what is allocated, for the tests in `limits`.
+#[global_allocator]
+static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;
