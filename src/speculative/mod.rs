@@ -12,7 +12,7 @@
 //! 4. The caches are cut behind what stands. Each row by itself: others may have accepted more.
 //!
 //! What is written is what plain decoding would have written: greedy, the same ids; sampled, the same distribution, and with
-//! [`Acceptance::Match`] the same ids too. How much faster it is depends on how often drafts are right; [`DraftLen::Auto`]
+//! [`Acceptance::Match`] the same ids too, as far as [decoders](crate::generate::Decoder) compute the same logits. How much faster it is depends on how often drafts are right; [`DraftLen::Auto`]
 //! finds out, and drafts nothing where that would lose.
 
 mod acceptance;
@@ -65,7 +65,8 @@ pub enum DraftLen {
     /// As many as pay, up to 16, by what is measured on the way: how often tokens are accepted, what a draft token costs and
     /// what a verification of each length. None where drafting would lose; that is tried again at growing intervals.
     ///
-    /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`]; under
+    /// It depends on the clock. That changes a greedy text, and one under [`Acceptance::Match`], no more than a
+    /// [decoder](crate::generate::Decoder) does; under
     /// [`Acceptance::Rejection`] a seed does not give the same text again.
     Auto,
 }
