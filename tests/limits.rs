@@ -237,7 +237,7 @@ fn a_request_is_not_refused_for_much_more_than_it_takes() {
         for (decoder, samples) in [(1, 40), (2, 40), (2, 1)] {
             let prompts: Vec<Vec<u32>> = (0..if samples > 1 { 2 } else { 60 }).map(|row| vec![row; 100]).collect();
             let request = GenerateRequest { num_samples: samples, ..greedy(&prompts, 100) };
-            let generator = generator(&model, setup(decoder, is_prepared, 0));
+            let generator = generator(&model, setup(decoder, is_prepared, 1 << 20));
             let Err(Error::OutOfMemory { bytes, .. }) = generator.complete(&request) else { panic!("it needs some") };
             let generator = generator.with_memory_limit(MemoryLimit::bytes(bytes));
             let (output, peak) = peak(|| generator.complete(&request));
