@@ -1,6 +1,6 @@
 //! What is done with the sums of a product before they are written.
 
-use pulp::Simd;
+use pulp::{Simd, WithSimd};
 
 use super::gelu::gelu;
 use super::lanes::{LANES, with_width};
@@ -27,38 +27,52 @@ impl Epilogue<'_> {
         assert!(self.residual.is_none_or(|residual| residual.len() == rows * outputs), "length of the residual");
     }
 
-    /// Finishes the sums of rows `first..first + R` and the columns of a tile, and writes them.
+    /// Finishes the sums of rows from `first` on and the columns of a tile, and writes them.
     ///
     /// # Safety
     ///
     /// No other thread may write the same rows and tile of `out`.
     #[allow(unsafe_code)]
     #[inline(always)]
-    pub unsafe fn write<S: Simd, const R: usize>(
-        &self,
-        simd: S,
-        mut sums: [[f32; TILE]; R],
-        [first, tile]: [usize; 2],
-        out: Output<'_>,
-    ) {
+    pub unsafe fn write<S: Simd>(&self, simd: S, sums: &mut [[f32; TILE]], [first, tile]: [usize; 2], out: Output<'_>) {
+        // A function of its own, compiled once for all numbers of rows.
+        simd.vectorize(Write { epilogue: *self, sums, first, tile, out });
+    }
+}
+
+/// What [`Epilogue::write`] does, which promises its safety.
+struct Write<'a, 's> {
+    epilogue: Epilogue<'a>,
+    sums: &'s mut [[f32; TILE]],
+    first: usize,
+    tile: usize,
+    out: Output<'a>,
+}
+
+impl WithSimd for Write<'_, '_> {
+    type Output = ();
+
+    #[allow(unsafe_code)]
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        let Self { epilogue: Epilogue { bias, gelu: form, residual }, sums, first, tile, out } = self;
         let (column, outputs) = (tile * TILE, out.width());
         let columns = TILE.min(outputs - column);
-        for row in 0..R {
-            let sums = &mut sums[row];
-            if let Some(bias) = self.bias {
+        for (row, sums) in (first..).zip(sums) {
+            if let Some(bias) = bias {
                 add(sums, &bias[column..column + columns]);
             }
-            if let Some(form) = self.gelu {
+            if let Some(form) = form {
                 for chunk in sums.as_chunks_mut::<LANES>().0 {
                     with_width!(simd: S => gelu(chunk, form));
                 }
             }
-            if let Some(residual) = self.residual {
-                let start = (first + row) * outputs + column;
+            if let Some(residual) = residual {
+                let start = row * outputs + column;
                 add(sums, &residual[start..start + columns]);
             }
-            // SAFETY: the caller promises that nobody else writes these columns of these rows.
-            let out = unsafe { out.row_part(first + row, column, columns) };
+            // SAFETY: whoever called `write` promises that nobody else writes these columns of these rows.
+            let out = unsafe { out.row_part(row, column, columns) };
             out.copy_from_slice(&sums[..columns]);
         }
     }

@@ -21,7 +21,7 @@ use crate::ops::TILE;
 use crate::pages::zeroed;
 
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
-const MOST_ROWS: usize = 12;
+const MAX_ROWS: usize = 12;
 
 /// Inputs of which the elements of a group of rows lie in the nearest cache while they are interleaved.
 const INTERLEAVED: usize = 256;
@@ -96,7 +96,7 @@ pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogu
     if rows == 0 {
         return;
     }
-    let groups = split(rows, arch.dispatch(MostRows));
+    let groups = split(rows, arch.dispatch(MaxRows));
     let out = Output::new(out, outputs);
     // A weight costs about as much to read as to multiply with three rows.
     let worth_threads = inputs * outputs * (rows + 3) >= WORTH_THREADS;
@@ -155,17 +155,21 @@ fn interleave(from: &[f32], inputs: usize, to: &mut [f32]) {
 }
 
 /// How many rows' sums fit the registers.
-struct MostRows;
+const fn max_rows<S: Simd>() -> usize {
+    match S::F32_LANES {
+        16 => MAX_ROWS,
+        8 | 4 => 3,
+        _ => 1,
+    }
+}
 
-impl WithSimd for MostRows {
+struct MaxRows;
+
+impl WithSimd for MaxRows {
     type Output = usize;
 
     fn with_simd<S: Simd>(self, _: S) -> usize {
-        match S::F32_LANES {
-            16 => MOST_ROWS,
-            8 | 4 => 3,
-            _ => 1,
-        }
+        max_rows::<S>()
     }
 }
 
@@ -184,49 +188,64 @@ impl<E: Element> WithSimd for Tile<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
+        let Self { tile, weights: Packed { tiles, inputs, .. }, groups, interleaved, epilogue, out } = self;
+        let (weights, _) = tiles[tile * TILE * inputs..][..TILE * inputs].as_chunks::<TILE>();
+        if groups.len() >= WORTH_WIDENING && size_of::<E>() < size_of::<f32>() {
+            // Widened once for all rows, into what stays in a near cache.
+            let mut wide = Vec::with_capacity(inputs);
+            for row in weights {
+                wide.push(E::widen_with(simd, row));
+            }
+            return simd.vectorize(Products { tile, weights: &wide[..], groups, interleaved, epilogue, out });
+        }
+        simd.vectorize(Products { tile, weights, groups, interleaved, epilogue, out });
+    }
+}
+
+/// The product of a tile, whose elements are `W`, with each group of rows: a function of its own for each `W`, also for that to
+/// which others are widened.
+struct Products<'a, 't, W> {
+    tile: usize,
+    weights: &'t [[W; TILE]],
+    groups: &'a [Group],
+    interleaved: &'a [f32],
+    epilogue: Epilogue<'a>,
+    out: Output<'a>,
+}
+
+impl<W: Element> WithSimd for Products<'_, '_, W> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
         match S::F32_LANES {
-            16 => tile::<S, E, 2>(simd, self),
-            8 => tile::<S, E, 4>(simd, self),
-            4 => tile::<S, E, 8>(simd, self),
-            _ => tile::<S, E, TILE>(simd, self),
+            16 => products::<S, W, 2>(simd, self),
+            8 => products::<S, W, 4>(simd, self),
+            4 => products::<S, W, 8>(simd, self),
+            _ => products::<S, W, TILE>(simd, self),
         }
     }
 }
 
 /// `V` registers hold a row of the tile.
-#[inline(always)]
-fn tile<S: Simd, E: Element, const V: usize>(simd: S, task: Tile<'_, E>) {
-    let inputs = task.weights.inputs;
-    let (weights, _) = task.weights.tiles[task.tile * TILE * inputs..][..TILE * inputs].as_chunks::<TILE>();
-    if task.groups.len() >= WORTH_WIDENING && size_of::<E>() < size_of::<f32>() {
-        // Widened once for all rows, into what stays in a near cache.
-        let mut wide = Vec::with_capacity(inputs);
-        for row in weights {
-            wide.push(E::widen_with(simd, row));
-        }
-        return groups::<S, E, f32, V>(simd, &task, &wide);
-    }
-    groups::<S, E, E, V>(simd, &task, weights)
-}
-
-/// The product of a tile, whose elements are `W`, with each group of rows.
 #[allow(unsafe_code)]
 #[inline(always)]
-fn groups<S: Simd, E: Element, W: Element, const V: usize>(simd: S, task: &Tile<'_, E>, weights: &[[W; TILE]]) {
-    let inputs = task.weights.inputs;
+fn products<S: Simd, W: Element, const V: usize>(simd: S, task: Products<'_, '_, W>) {
+    let inputs = task.weights.len();
     for (turn, group) in task.groups.iter().enumerate() {
         let x = &task.interleaved[group.first * inputs..][..group.rows * inputs];
         macro_rules! for_rows {
             ($($rows:literal)*) => {
                 match group.rows {
-                    $($rows => {
-                        let sums = match turn {
-                            0 => product::<S, W, V, $rows, true>(simd, x.as_chunks().0, weights),
+                    // Only what is asked for is compiled: few of them without wide registers.
+                    $($rows if const { $rows <= max_rows::<S>() && V * S::F32_LANES == TILE } => {
+                        let mut sums = match turn {
+                            0 => product::<S, W, V, $rows, true>(simd, x.as_chunks().0, task.weights),
                             // By now the tile is near.
-                            _ => product::<S, W, V, $rows, false>(simd, x.as_chunks().0, weights),
+                            _ => product::<S, W, V, $rows, false>(simd, x.as_chunks().0, task.weights),
                         };
                         // SAFETY: tasks differ in their tile or in their groups of rows.
-                        unsafe { task.epilogue.write(simd, sums, [group.first, task.tile], task.out) };
+                        unsafe { task.epilogue.write(simd, &mut sums, [group.first, task.tile], task.out) };
                     })*
                     rows => unreachable!("{rows} rows at a time"),
                 }
