@@ -1,8 +1,8 @@
 //! What inference is made of, each part beside the least time that this machine could take for it: the roofline of its
 //! operations and bytes, with the machine's rates measured first.
 //!
-//!     cargo bench --bench inference
-//!     cargo bench --bench inference -- decode
+//!     cargo bench -p gpt2-burn --bench inference
+//!     cargo bench -p gpt2-burn --bench inference -- decode
 //!
 //! The model has the shape of GPT-2 and random weights, whose speed is that of the real ones.
 
@@ -19,7 +19,7 @@ use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Logits, Result, Thre
 
 fn main() -> Result<()> {
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    // `cargo bench` passes `--bench`, `cargo test --benches` does not: then a small shape and one run are enough.
+    // `cargo bench -p gpt2-burn` passes `--bench`, `cargo test --benches` does not: then a small shape and one run are enough.
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let device = gpt2_burn::device("flex")?;
     let (config, repeats) = match is_bench {

@@ -1,8 +1,8 @@
 //! Each kernel beside what the machine can do: its bandwidth, measured by reading a large buffer, and its multiplications,
 //! measured by burn's product of two large square matrices.
 //!
-//!     cargo bench
-//!     cargo bench -- "768 to 3072, f16"
+//!     cargo bench -p gpt2-burn
+//!     cargo bench -p gpt2-burn -- "768 to 3072, f16"
 //!
 //! Weights and caches are taken in turns from more copies than any processor's cache holds, as a decode step finds them.
 
@@ -29,7 +29,7 @@ struct Machine {
 
 fn main() {
     let only = std::env::args().skip(1).find(|argument| !argument.starts_with('-')).unwrap_or_default();
-    // `cargo bench` passes `--bench`, `cargo test --benches` does not: then one repetition of everything is enough.
+    // `cargo bench -p gpt2-burn` passes `--bench`, `cargo test --benches` does not: then one repetition of everything is enough.
     let seconds = if std::env::args().any(|argument| argument == "--bench") { SECONDS } else { 0.0 };
     let threads = Threads::current();
     Threads::enter(|| {

@@ -22,8 +22,8 @@ pub struct Contexts<'a> {
     cache: Option<KvCache>,
     /// Rows that are decoded ahead; what changes the cache's buffers ends that.
     ahead: Option<RunAhead>,
-    /// Whether the device has not failed at recording yet.
-    may_record: bool,
+    /// Whether the device has not failed at capturing yet.
+    may_capture: bool,
     computed: Computed,
     /// What a cache, and a forward, may take.
     limit: MemoryLimit,
@@ -93,7 +93,7 @@ impl<'a> Contexts<'a> {
             dtype,
             cache: None,
             ahead: None,
-            may_record: true,
+            may_capture: true,
             computed,
             limit: MemoryLimit::system(),
             prefixes: None,
@@ -159,11 +159,11 @@ impl<'a> Contexts<'a> {
         let last: Vec<u32> = windows.iter().filter_map(|window| window.last().copied()).collect();
         let mut ahead = match self.ahead.take() {
             Some(ahead) if ahead.is_at(&last, cache.lens()) => ahead,
-            _ => self.model.start_ahead(&last, cache, most, self.may_record),
+            _ => self.model.start_ahead(&last, cache, most, self.may_capture),
         };
         let Some(chosen) = self.model.run_ahead(&mut ahead, cache, steps)? else {
             self.cache = None;
-            self.may_record = false;
+            self.may_capture = false;
             return Ok(None);
         };
         for _ in 0..steps {
@@ -217,7 +217,7 @@ impl<'a> Contexts<'a> {
     fn make_cache(&mut self, storage: CacheStorage, batch: usize) -> Result<()> {
         if self.cache.is_none() {
             let (config, device) = (self.model.config(), self.model.device());
-            let cache = KvCache::with_limit(config, storage, batch, self.capacity, self.dtype, &device, self.limit)?;
+            let cache = KvCache::new_within(config, storage, batch, self.capacity, self.dtype, &device, self.limit)?;
             self.cache = Some(cache);
         }
         Ok(())
@@ -226,7 +226,7 @@ impl<'a> Contexts<'a> {
     /// A cache beside the rows' own.
     fn growing(&self, batch: usize, capacity: usize, dtype: DType) -> Result<KvCache> {
         let (config, device) = (self.model.config(), self.model.device());
-        KvCache::with_limit(config, CacheStorage::Growing, batch, capacity, dtype, &device, self.limit)
+        KvCache::new_within(config, CacheStorage::Growing, batch, capacity, dtype, &device, self.limit)
     }
 
     /// Computes rows that start anew beside others that go on, up to the tokens whose logits are wanted, by themselves:

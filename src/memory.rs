@@ -1,7 +1,7 @@
 //! [`MemoryLimit`]: how many bytes may be asked for. They are reckoned before they are, since memory that is not there ends a
 //! process, and not a request.
 
-use crate::backends::largest_buffer;
+use crate::backends::{largest_buffer, runs_ahead};
 use crate::{Error, Result};
 use burn::tensor::Device;
 
@@ -39,7 +39,8 @@ impl MemoryLimit {
     }
 
     /// Three quarters of the memory that the system has left for this process when something is asked for: see
-    /// [`available_memory`]. No limit where that is not known, nor for what a GPU holds in memory of its own. The default.
+    /// [`available_memory`]; up to 64 MB are always granted. What several ask for at once is not added up. No limit where it
+    /// is not known what the system has left, nor for what a GPU holds, which mostly has memory of its own. The default.
     pub const fn system() -> Self {
         Self { bytes: None }
     }
@@ -52,6 +53,13 @@ impl MemoryLimit {
     /// Whether it is what the system has.
     pub(crate) fn is_system(self) -> bool {
         self.bytes.is_none()
+    }
+
+    /// As [`check`](Self::check), of bytes on the host and on a device.
+    pub(crate) fn check_on(self, device: &Device, what: &'static str, host: usize, on_device: usize) -> Result<()> {
+        // A GPU has memory of its own, about which the system knows nothing.
+        let is_elsewhere = self.is_system() && runs_ahead(device) && on_device <= isize::MAX as usize;
+        self.check(what, if is_elsewhere { host } else { host.saturating_add(on_device) })
     }
 
     /// Checks that so many bytes may be asked for `what`; `usize::MAX` stands for more than can be counted.

@@ -56,8 +56,8 @@ pub fn append(
 ///
 /// # Panics
 ///
-/// If shapes are others, or if keys are of another element type than values. On the CPU also if a length is negative; a GPU,
-/// whose lengths the host does not see, takes it for 0.
+/// If shapes are others, or if keys are of another element type than values. Kernels of the CPU also if a length is negative; others
+/// take it for 0.
 pub fn attend(query: Tensor<4>, keys: Tensor<4>, values: Tensor<4>, past: Tensor<1, Int>) -> Tensor<3> {
     check(&query, [&keys, &values], &past);
     let (query, past) = (query.into_dispatch(), past.into_dispatch());

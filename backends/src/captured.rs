@@ -98,8 +98,8 @@ impl<M> CapturedStep<M> {
         // the pages of all memory that a captured launch was given from being handed to anybody else for as long as the graph
         // lives. The replay goes to the stream on which it was captured, that of this thread, as has just been checked: what this
         // thread launches before and behind it is in order with it. What is kept here has a second handle, so no other thread
-        // writes it in place; one that reads it meanwhile finds numbers of before or behind the step, and any are valid. No
-        // memory of the host is read or written.
+        // writes it in place; one that reads it meanwhile finds numbers of before or behind the step, and any are valid. What
+        // the step brought from the host, CubeCL keeps with the graph too.
         unsafe { Dispatch::graph_replay(self.device.as_dispatch(), &self.graph) }
     }
 }

@@ -5,7 +5,6 @@ mod segment;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::backends::runs_ahead;
 use crate::memory::{check_buffer, product};
 use crate::model::attention::Segment;
 use crate::model::is_same_device;
@@ -74,15 +73,16 @@ impl KvCache {
         dtype: DType,
         device: &Device,
     ) -> Result<Self> {
-        Self::with_limit(config, storage, batch, capacity, dtype, device, MemoryLimit::system())
+        Self::new_within(config, storage, batch, capacity, dtype, device, MemoryLimit::system())
     }
 
-    /// As [`new`](Self::new), of which all buffers together, with what is copied when they grow, take up to `limit`.
+    /// As [`new`](Self::new), of which all buffers together, with one layer's that are copied when they grow, take up to `limit`.
+    /// So may what a forward takes besides.
     ///
     /// # Errors
     ///
     /// As [`new`](Self::new).
-    pub fn with_limit(
+    pub fn new_within(
         config: &Gpt2Config,
         storage: CacheStorage,
         batch: usize,
@@ -138,22 +138,16 @@ impl KvCache {
         // Layer after layer, the old buffers go when the new ones are there.
         let copied = if held > 0 { layer } else { 0 };
         let all = product([layers, layer]).saturating_add(copied);
-        let asked = match self.limit.is_system() {
-            // A GPU has memory of its own, about which the system knows nothing.
-            true if runs_ahead(&self.device) && all <= isize::MAX as usize => 0,
-            true => all.saturating_sub(held),
-            false => all,
-        };
-        // And what is kept of a row besides.
-        self.limit.check("a key-value cache", asked.saturating_add(product([batch, 4 * size_of::<usize>()])))
+        // The system has given what is held.
+        let asked = if self.limit.is_system() { all.saturating_sub(held) } else { all };
+        // What is kept of a row besides.
+        let rows = product([batch, 4 * size_of::<usize>()]);
+        self.limit.check_on(&self.device, "a key-value cache", rows, asked)
     }
 
     /// Positions for which the buffers have room.
     fn positions(&self) -> usize {
-        match self.storage {
-            CacheStorage::Preallocated => self.capacity,
-            CacheStorage::Growing => self.longest(),
-        }
+        self.layers.iter().map(LayerCache::positions).max().unwrap_or(0)
     }
 
     /// How keys and values are held.

@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::{LayerCache, own};
 use super::{CacheStorage, KvCache};
+use crate::memory::{check_buffer, product};
 use crate::model::attention::Segment;
 use crate::model::is_same_device;
 use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
@@ -76,7 +77,8 @@ impl KvCache {
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if there is no such row, or it does not hold these positions, or they are none.
+    /// [`Error::Mismatch`] if there is no such row, or it does not hold these positions, or they are none, or their keys in all
+    /// layers are more than the device reads as one buffer.
     pub fn segment(&self, row: usize, positions: Range<usize>) -> Result<KvSegment> {
         if row >= self.batch() {
             return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
@@ -85,13 +87,16 @@ impl KvCache {
             let expected = format!("some of 0..{}", self.len(row));
             return Err(Error::mismatch("positions of a row", expected, format!("{positions:?}")));
         }
+        let [layers, heads, head_dim, _] = self.shape;
+        let bytes = product([layers, heads, positions.len(), head_dim, self.dtype.size()]);
+        check_buffer("bytes of a segment's keys", bytes, &self.device)?;
         let part = |all: Tensor<4>| all.narrow(0, row, 1).narrow(2, positions.start, positions.len());
         let buffers = self.layers.iter().filter_map(LayerCache::buffers);
         let (keys, values): (Vec<_>, Vec<_>) = buffers.map(|(keys, values)| (part(keys), part(values))).unzip();
         Ok(KvSegment::new(stack(&keys), stack(&values)))
     }
 
-    /// As [`with_limit`](Self::with_limit) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
+    /// As [`new_within`](Self::new_within) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
     /// the same memory twice.
     ///
     /// # Errors
@@ -108,7 +113,7 @@ impl KvCache {
     ) -> Result<Self> {
         // A growing cache has no buffers yet.
         let growing = CacheStorage::Growing;
-        let mut cache = Self::with_limit(config, growing, rows.len(), capacity, dtype, device, limit)?;
+        let mut cache = Self::new_within(config, growing, rows.len(), capacity, dtype, device, limit)?;
         cache.storage = storage;
         cache.append_segments(rows)?;
         Ok(cache)

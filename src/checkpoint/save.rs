@@ -127,8 +127,8 @@ impl Gpt2 {
     }
 }
 
-/// Writes a safetensors file, which appears under its name when it is complete. It may be read and written by whoever could
-/// the file that it replaces, and if there is none, by those who may any new file of this process.
+/// Writes a safetensors file, which appears under its name when it is complete. It has the mode of the file that it replaces, and
+/// if there is none, that of any new file of this process.
 pub(crate) fn write_file<V: View>(
     tensors: Vec<(String, V)>,
     metadata: HashMap<String, String>,
@@ -138,7 +138,7 @@ pub(crate) fn write_file<V: View>(
     let name = format!(".saving-{}-{}", std::process::id(), FILES.fetch_add(1, Ordering::Relaxed));
     let staged = path.with_file_name(name);
     let write = || -> Result<(), Box<dyn error::Error>> {
-        let ordinary = File::create(&staged)?.metadata()?.permissions();
+        let ordinary = File::create_new(&staged)?.metadata()?.permissions();
         let permissions = std::fs::metadata(path).map_or(ordinary, |old| old.permissions());
         // This puts another file there, one that only its owner may read.
         serialize_to_file(tensors, Some(metadata), &staged)?;

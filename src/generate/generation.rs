@@ -14,7 +14,7 @@ use crate::sampling::{Purpose, Sampling, log_softmax, uniform};
 use crate::speculative::proposer::{DraftRow, Proposal, Rules};
 use crate::speculative::verifier::Verified;
 use crate::speculative::{DraftCaches, Judged, Speculating, SpeculationReport};
-use crate::{Error, Result};
+use crate::{Error, MemoryLimit, Result};
 
 /// A request being worked off: an iterator of tokens, in the order in which they are made.
 ///
@@ -81,9 +81,9 @@ impl<'a> Generation<'a> {
     pub(super) fn new(generator: &'a Generator, request: &GenerateRequest) -> Result<Self> {
         let prompts = request.check(generator)?;
         reckon::check(generator, request, &prompts)?;
-        let n_positions = generator.model.config().n_positions;
-        let longest = prompts.iter().map(Vec::len).max().unwrap_or(0);
-        let (capacity, limit) = (reckon::capacity(request, longest, n_positions), generator.limit);
+        let capacity = reckon::capacity(request, &prompts, generator.model.config().n_positions);
+        // It has been reckoned: what a step needs does not depend on what others have taken meanwhile.
+        let limit = MemoryLimit::bytes(usize::MAX);
         let storage = generator.decoder.storage();
         if generator.prefixes.is_some() && storage.is_none() {
             let what = "decoder beside a cache of prefixes";

@@ -1,9 +1,8 @@
 //! What a request takes of memory beside the weights, reckoned before any of it is asked for.
 
 use super::{ContextEnd, Decoder, GenerateRequest, Generator, TokenEvent};
-use crate::backends::runs_ahead;
 use crate::memory::{product, sum};
-use crate::model::room::Shape;
+use crate::model::room::ForwardSize;
 use crate::speculative::{Draft, Speculation};
 use crate::{CacheStorage, Gpt2, Result};
 
@@ -16,6 +15,9 @@ const TOKEN: usize = 24;
 /// Bytes of a token's text, the same way; GPT-2's longest token has 128 bytes, nearly all less than 10.
 const TEXT: usize = 96;
 
+/// Bytes that a tokenizer takes for a byte of text: pieces, and where they come from.
+const ENCODING: usize = 128;
+
 /// Bytes that stay the same whatever is asked for: what threads keep for the next product, and one row's logits while a token
 /// is chosen, as numbers, probabilities and ids.
 const FIXED: usize = 4 << 20;
@@ -24,7 +26,7 @@ const FIXED: usize = 4 << 20;
 const EVENTS: usize = 9;
 
 /// The numbers of a request that decide on its memory.
-struct Request {
+struct Sizes {
     prompts: usize,
     samples: usize,
     /// Of the longest prompt, what stands in the context.
@@ -40,9 +42,12 @@ struct Request {
 /// Checks that a request for these prompts keeps to the generator's limit.
 pub(super) fn check(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>]) -> Result<()> {
     let (host, device) = needs(generator, request, prompts);
-    // A GPU has memory of its own, about which the system knows nothing.
-    let is_elsewhere = generator.limit.is_system() && runs_ahead(&generator.model.device());
-    generator.limit.check("a request", if is_elsewhere { host } else { host.saturating_add(device) })
+    generator.limit.check_on(&generator.model.device(), "a request", host, device)
+}
+
+/// Checks that the prompts can be copied and made ids of, before they are: `bytes` of ids and of text.
+pub(super) fn check_prompts(generator: &Generator, ids: usize, text: usize) -> Result<()> {
+    generator.limit.check("the prompts of a request", sum([product([2, ids]), product([ENCODING, text])]))
 }
 
 /// Bytes on the host, and on the device, at most.
@@ -50,21 +55,23 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
     let config = generator.model.config();
     let (n_positions, vocab_size) = (config.n_positions, config.vocab_size);
     let slides = matches!(request.on_context_end, ContextEnd::Slide { .. });
-    let windows = prompts.iter().map(|ids| request.on_context_end.window(ids.len(), n_positions));
-    let longest = windows.max().unwrap_or(0);
+    let longest = longest(request, prompts, n_positions);
     let drafted = match &generator.decoder {
-        Decoder::Speculative(speculation) => speculation.draft_len.max().min(n_positions),
+        // The last token of a text is not drafted.
+        Decoder::Speculative(speculation) => {
+            speculation.draft_len.max().min(n_positions).min(request.max_new_tokens.saturating_sub(1))
+        }
         _ => 0,
     };
-    let numbers = Request {
+    let sizes = Sizes {
         prompts: prompts.len(),
         samples: request.num_samples,
         longest,
-        capacity: capacity(request, longest, n_positions),
+        capacity: capacity(request, prompts, n_positions),
         drafted,
         slides: slides && longest.saturating_add(request.max_new_tokens) > n_positions,
     };
-    let rows = numbers.rows();
+    let rows = sizes.rows();
     let top = request.logprobs.map(|top| top.min(vocab_size));
 
     // Tokens of prompts, and of what follows them: as many as fit, unless the context slides.
@@ -85,20 +92,25 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
         product([tokens, TOKEN]),
         product([new_tokens, text]),
         logprobs,
-        product([rows, sum([numbers.drafted, EVENTS]), event]),
+        product([rows, sum([sizes.drafted, EVENTS]), event]),
         // One entry a step.
         product([request.max_new_tokens.min(new_tokens), 256]),
         // Logits, of which a GPU's were not counted where they are held.
-        product([rows, sum([numbers.drafted, 1]), vocab_size, size_of::<f32>()]),
-        product([rows, numbers.drafted, proposal(generator, request)]),
+        product([rows, sum([sizes.drafted, 1]), vocab_size, size_of::<f32>()]),
+        product([rows, sizes.drafted, proposal(generator, request)]),
     ];
-    let device = numbers.of_model(generator).saturating_add(numbers.of_draft(generator));
+    let device = sizes.of_model(generator).saturating_add(sizes.of_draft(generator));
     (sum(host), device)
 }
 
-/// Tokens that a row's cache has room for, where the longest prompt has `longest` in the context.
-pub(super) fn capacity(request: &GenerateRequest, longest: usize, n_positions: usize) -> usize {
-    longest.saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions)
+/// What stands in the context of the longest prompt.
+fn longest(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
+    prompts.iter().map(|ids| request.on_context_end.window(ids.len(), n_positions)).max().unwrap_or(0)
+}
+
+/// Tokens that a row's cache has room for.
+pub(super) fn capacity(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
+    longest(request, prompts, n_positions).saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions)
 }
 
 /// Bytes of a token that is proposed: the distribution that it was drawn from has what the filters left.
@@ -112,7 +124,7 @@ fn proposal(generator: &Generator, request: &GenerateRequest) -> usize {
     sum([256, product([kept, 16])])
 }
 
-impl Request {
+impl Sizes {
     fn rows(&self) -> usize {
         product([self.prompts, self.samples])
     }
@@ -122,15 +134,15 @@ impl Request {
         let model = &generator.model;
         let (rows, logits) = (self.rows(), product([self.rows(), sum([self.drafted, 1])]));
         let Some(storage) = generator.decoder.storage() else {
-            let all = Shape { rows, new: self.capacity, keys: self.capacity, logits };
+            let all = ForwardSize { rows, new: self.capacity, keys: self.capacity, logits };
             let cache = self.cache(model, CacheStorage::Growing, model.dtype().size(), self.capacity);
             return cache.saturating_add(model.forward_bytes(all));
         };
         let prefill = match self.slides {
-            true => Shape { rows, new: self.capacity, keys: self.capacity, logits },
-            false => Shape { rows: self.prompts, new: self.longest, keys: self.longest, logits: self.prompts },
+            true => ForwardSize { rows, new: self.capacity, keys: self.capacity, logits },
+            false => ForwardSize { rows: self.prompts, new: self.longest, keys: self.longest, logits: self.prompts },
         };
-        let step = Shape { rows, new: sum([self.drafted, 1]), keys: self.capacity, logits };
+        let step = ForwardSize { rows, new: sum([self.drafted, 1]), keys: self.capacity, logits };
         let size = generator.cache_dtype().size();
         // What prompts share is held apart from the rows, and what is new twice, until it is in the tree.
         let segments = match generator.prefixes {
@@ -155,7 +167,7 @@ impl Request {
             None => 0,
         };
         // It may see all rows at once for the first time.
-        let all = Shape { rows, new: capacity, keys: capacity, logits: rows };
+        let all = ForwardSize { rows, new: capacity, keys: capacity, logits: rows };
         sum([
             self.cache(model, *storage, size, capacity),
             segments,

@@ -1,6 +1,6 @@
 //! What is asked for.
 
-use super::Generator;
+use super::{Generator, reckon};
 use crate::sampling::Sampling;
 use crate::{Error, Result};
 
@@ -35,7 +35,8 @@ impl From<String> for Prompt {
 /// What ends a text before its time.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stop {
-    /// The completion ends before the first of these that occurs in it.
+    /// The completion ends before the first of these that occurs in it. A tokenizer that spells text in single bytes, as
+    /// SentencePiece's may, shows one that is spelled so only with the token behind it.
     pub texts: Vec<String>,
     /// Whether the model's end-of-text tokens are tokens like any other.
     pub ignore_eos: bool,
@@ -71,7 +72,7 @@ impl ContextEnd {
 
 /// A batch of prompts and how to go on with them.
 ///
-/// A row's tokens do not depend on the others, whatever is in the batch; but logits that are not numbers, of one row, end the
+/// A row's tokens depend on the others no more than on the [decoder](super::Decoder); but logits that are not numbers, of one row, end the
 /// request for all. What makes a request invalid: no prompt, an empty one, an id outside the vocabulary, a prompt longer than
 /// the context (unless it [slides](ContextEnd::Slide)), text or a stop text without a tokenizer, an empty stop text, no samples,
 /// sampling parameters outside their ranges, `keep` of `n_positions` or more, and more memory than the generator's
@@ -141,11 +142,23 @@ impl GenerateRequest {
             let expected = format!("less than n_positions, {n_positions}");
             return Err(Error::mismatch("tokens kept when the context slides", expected, keep));
         }
-        let ids = self.prompts.iter().map(|prompt| generator.prompt_ids(prompt)).collect::<Result<Vec<_>>>()?;
-        for (index, ids) in ids.iter().enumerate() {
-            self.check_prompt(index, ids, generator)?;
+        // Ids as they are given, before any are copied, or made of text.
+        let (mut bytes_of_ids, mut bytes_of_text) = (0_usize, 0_usize);
+        for (index, prompt) in self.prompts.iter().enumerate() {
+            match prompt {
+                Prompt::Ids(ids) => {
+                    self.check_prompt(index, ids, generator)?;
+                    bytes_of_ids = bytes_of_ids.saturating_add(size_of_val(&ids[..]));
+                }
+                Prompt::Text(text) => bytes_of_text = bytes_of_text.saturating_add(text.len()),
+            }
         }
-        Ok(ids)
+        reckon::check_prompts(generator, bytes_of_ids, bytes_of_text)?;
+        let checked = |(index, prompt): (usize, &Prompt)| {
+            let ids = generator.prompt_ids(prompt)?;
+            self.check_prompt(index, &ids, generator).map(|()| ids)
+        };
+        self.prompts.iter().enumerate().map(checked).collect()
     }
 
     fn check_prompt(&self, index: usize, ids: &[u32], generator: &Generator) -> Result<()> {

@@ -119,9 +119,13 @@ impl Gpt2Config {
     ///
     /// # Errors
     ///
-    /// As [`validate`](Self::validate).
+    /// As [`validate`](Self::validate); [`Error::OutOfMemory`] for more layers than [the system](crate::MemoryLimit::system) gives
+    /// memory for, their weights aside.
     pub fn init(&self, device: &Device) -> Result<Gpt2> {
         self.validate()?;
+        // A block without its weights, and what burn keeps for drawing them.
+        crate::MemoryLimit::system()
+            .check("the blocks of a model", self.n_layer.saturating_mul(size_of::<Block>() + (8 << 10)))?;
         let embedding =
             |entries| EmbeddingConfig::new(entries, self.n_embd).with_initializer(self.normal()).init(device);
         let lm_head = (!self.tie_word_embeddings)

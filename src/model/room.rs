@@ -3,14 +3,14 @@
 use burn::tensor::DType;
 
 use super::{Gpt2, TokenBatch};
-use crate::backends::{most_rows, runs_ahead};
+use crate::backends::most_rows;
 use crate::cache::KvCache;
 use crate::memory::{check_buffer, product, sum};
 use crate::{MemoryLimit, Result};
 
-/// The tokens of a forward.
+/// How much goes through a forward.
 #[derive(Clone, Copy)]
-pub(crate) struct Shape {
+pub(crate) struct ForwardSize {
     pub rows: usize,
     /// New tokens of the longest row: all others are filled up to it.
     pub new: usize,
@@ -22,27 +22,31 @@ pub(crate) struct Shape {
 
 impl Gpt2 {
     /// Bytes of activations and logits that a forward holds at once, at most; `usize::MAX` if they cannot be counted.
-    pub(crate) fn forward_bytes(&self, shape: Shape) -> usize {
+    pub(crate) fn forward_bytes(&self, size: ForwardSize) -> usize {
         let config = self.config();
-        let size = self.dtype().size();
-        let tokens = product([shape.rows, shape.new]);
-        // Kernels take a long prompt through all layers a part at a time.
-        let parts = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
-        let at_once = parts.map_or(tokens, |rows| tokens.min(rows.saturating_add(shape.rows)));
+        let element = self.dtype().size();
+        let ForwardSize { rows, new, keys, logits } = size;
+        let (tokens, at_once) = (product([rows, new]), self.tokens_at_once(rows, new));
         // Ids, positions, and what masks are made from.
         let ids = product([tokens, 64]);
-        // What goes in and comes out of all parts; within a layer the residual stream, norms, queries, keys, values, what
+        // What goes in and comes out of all chunks; within a layer the residual stream, norms, queries, keys, values, what
         // attention gives, and the MLP's hidden layer before and after its GELU.
-        let between = product([tokens, 4, config.n_embd, size]);
-        let within = product([at_once, sum([12 * config.n_embd, 4 * config.inner()]), size]);
+        let between = product([tokens, 4, config.n_embd, element]);
+        let within = product([at_once, sum([12 * config.n_embd, 4 * config.inner()]), element]);
         // Kernels keep the scores of some queries. burn's operations make all of them, scaled, masked and as weights, and the
         // mask too; or, in the deterministic mode, those of a query at a time.
         let scores = match (self.is_prepared(), self.is_deterministic()) {
             (true, _) => 0,
-            (false, true) => product([4, config.n_head, shape.keys, sum([2 * config.head_dim(), 4]), size]),
-            (false, false) => product([shape.rows, shape.new, shape.keys, sum([4 * config.n_head * size, 16])]),
+            (false, true) => product([4, config.n_head, keys, sum([2 * config.head_dim(), 4]), element]),
+            (false, false) => product([rows, new, keys, sum([4 * config.n_head * element, 16])]),
         };
-        sum([ids, between, within, scores, self.logits_bytes(shape.logits)])
+        sum([ids, between, within, scores, self.logits_bytes(logits)])
+    }
+
+    /// Tokens that are between two layers at once: kernels take a long prompt through all layers a chunk at a time.
+    fn tokens_at_once(&self, rows: usize, new: usize) -> usize {
+        let chunk = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
+        product([rows, chunk.map_or(new, |most| new.min(most.div_ceil(rows.max(1))))])
     }
 
     /// Bytes of logits where they are computed, and in f32 on the host.
@@ -56,20 +60,18 @@ impl Gpt2 {
     pub(super) fn check_room(&self, tokens: &TokenBatch, cache: &KvCache, logits: usize) -> Result<()> {
         let [rows, new] = tokens.ids().dims();
         let held = cache.lens().iter().copied().max().unwrap_or(0);
-        let shape = Shape { rows, new, keys: held.saturating_add(new), logits };
-        let device = self.device();
-        check_buffer("bytes of logits", product([logits, self.config().vocab_size, self.dtype().size()]), &device)?;
+        let size = ForwardSize { rows, new, keys: held.saturating_add(new), logits };
+        let (config, device, element) = (self.config(), self.device(), self.dtype().size());
+        let of_logits = product([logits, config.vocab_size, element]);
+        check_buffer("bytes of logits", of_logits, &device)?;
+        let widest = product([self.tokens_at_once(rows, new), self.widest(), element]);
+        check_buffer("bytes of activations", widest, &device)?;
         if !self.is_prepared() && !self.is_deterministic() {
-            let scores = product([rows, self.config().n_head, new, shape.keys, self.dtype().size()]);
+            let scores = product([rows, config.n_head, new, size.keys, element]);
             check_buffer("bytes of attention scores", scores, &device)?;
         }
-        let limit = cache.limit();
-        // A GPU's memory is its own; what the host holds of logits is not.
-        let bytes = match runs_ahead(&device) && limit.is_system() {
-            true => product([logits, self.config().vocab_size, DType::F32.size()]),
-            false => self.forward_bytes(shape),
-        };
-        limit.check("a forward", bytes)
+        let on_host = product([logits, config.vocab_size, DType::F32.size()]);
+        cache.limit().check_on(&device, "a forward", on_host, self.forward_bytes(size))
     }
 
     /// Checks that a matrix of hidden states may be made logits of.

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::DraftCaches;
 use super::proposer::{DraftRow, Proposal, Proposer, Rules};
 use crate::contexts::{Computed, Contexts, RowLogits};
-use crate::{CacheStorage, Error, Gpt2, Result};
+use crate::{CacheStorage, Gpt2, Result};
 
 /// Proposes `lens[b]` tokens for each row: `logits` gives those behind windows, `choose` makes proposals of them.
 ///
@@ -35,6 +35,19 @@ fn propose_each(
         }
     }
     Ok(drafts)
+}
+
+/// The different ones among some texts in the order in which they first occur, and which of them each is.
+fn unique<'t>(texts: impl Iterator<Item = &'t [u32]>) -> (Vec<&'t [u32]>, Vec<usize>) {
+    let (mut all, mut index_of) = (Vec::new(), HashMap::new());
+    let mut index = |text: &'t [u32]| {
+        *index_of.entry(text).or_insert_with(|| {
+            all.push(text);
+            all.len() - 1
+        })
+    };
+    let of_text = texts.map(&mut index).collect();
+    (all, of_text)
 }
 
 /// A draft model.
@@ -73,16 +86,8 @@ impl<'a> ModelProposer<'a> {
         if !self.contexts.is_new() || self.contexts.shares_prefixes() || lens.contains(&0) {
             return Ok(());
         }
-        let mut heads: Vec<&[u32]> = Vec::new();
-        let mut place_of: HashMap<&[u32], usize> = HashMap::new();
-        let mut of_row = Vec::new();
-        for row in rows {
-            let (_, head) = row.window().split_last().ok_or(Error::EmptyBatch)?;
-            of_row.push(*place_of.entry(head).or_insert_with(|| {
-                heads.push(head);
-                heads.len() - 1
-            }));
-        }
+        let (heads, of_row) =
+            unique(rows.iter().map(|row| row.window().split_last().map_or(&[][..], |(_, head)| head)));
         if heads.len() == rows.len() || heads.iter().any(|head| head.is_empty()) {
             return Ok(());
         }
@@ -220,6 +225,18 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// Compared each with each other, these take minutes.
+    #[test]
+    fn equal_texts_are_found_in_linear_time() {
+        let tokens: Vec<u32> = (0..200_000).map(|at| u32::from(at >= 199_000)).collect();
+        let texts = (0..150_000).map(|at| &tokens[at..at + 500 + at % 3]);
+        let (all, of_text) = unique(texts.clone());
+        assert_eq!(all.len(), 3);
+        assert!(texts.zip(of_text).all(|(text, index)| all[index] == text));
+        let numbers: Vec<u32> = (0..300_000).collect();
+        assert_eq!(unique(numbers.chunks(1)).0.len(), 300_000);
     }
 
     #[test]

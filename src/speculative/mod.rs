@@ -12,8 +12,8 @@
 //! 4. The caches are cut behind what stands. Each row by itself: others may have accepted more.
 //!
 //! What is written is what plain decoding would have written: greedy, the same ids; sampled, the same distribution, and with
-//! [`Acceptance::Match`] the same ids too. How much faster it is depends on how often drafts are right; [`DraftLen::Auto`]
-//! finds out, and drafts nothing where that would lose.
+//! [`Acceptance::Match`] the same ids too, as far as [decoders](crate::generate::Decoder) compute the same logits. How much
+//! faster it is depends on how often drafts are right; [`DraftLen::Auto`] finds out, and drafts nothing where that would lose.
 
 mod autoregressive;
 mod ngram;

@@ -179,10 +179,15 @@ type Node = (String, Option<usize>, Vec<u32>);
 
 /// Writes a file as `save` does, with keys and values of zeros, for models of one shape.
 fn craft(path: &Path, config: &Gpt2Config, nodes: &[Node]) {
+    craft_with_ends(path, config, nodes, &[]);
+}
+
+/// The same, with prompts that end there in each node.
+fn craft_with_ends(path: &Path, config: &Gpt2Config, nodes: &[Node], ends: &[usize]) {
     let shape = |ids: &[u32]| vec![config.n_layer, config.n_head, ids.len(), config.n_embd / config.n_head];
     let bytes = |ids: &[u32]| 4 * shape(ids).iter().product::<usize>();
     let zeros = vec![0; nodes.iter().map(|(.., ids)| bytes(ids)).max().unwrap_or(0)];
-    let node = |(model, parent, ids): &Node| json!({"model": model, "parent": parent, "ids": ids, "ends": []});
+    let node = |(model, parent, ids): &Node| json!({"model": model, "parent": parent, "ids": ids, "ends": ends});
     let text = serde_json::to_string(&nodes.iter().map(node).collect::<Vec<_>>()).unwrap();
     let mut checksum = Xxh3::new();
     checksum.update(text.as_bytes());
@@ -244,6 +249,20 @@ fn a_sequence_beyond_the_context_is_refused() {
     }
     craft(&path, &small_config(), &chain(&model, 24));
     assert_eq!((restored.restore_prefixes(&path).unwrap(), prefixes.tokens()), (24, 24));
+}
+
+#[test]
+fn ends_of_prompts_that_are_repeated_are_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("prefixes");
+    let restored = generator(&PrefixCache::new(ROOM));
+    let nodes = [(restored.fingerprint().unwrap().to_string(), None, vec![1, 2, 3])];
+    for ends in [vec![2; 1_000_000], vec![3, 1], vec![1, 4]] {
+        craft_with_ends(&path, &small_config(), &nodes, &ends);
+        assert_refused(&restored, &path, "end");
+    }
+    craft_with_ends(&path, &small_config(), &nodes, &[1, 3]);
+    assert_eq!(restored.restore_prefixes(&path).unwrap(), 3);
 }
 
 #[test]

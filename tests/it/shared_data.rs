@@ -88,7 +88,7 @@ fn assert_round_trip(tokenizer: &Tokenizer, text: &str) {
 }
 
 /// For a user who has the weights, beside the other data:
-/// `GPT2_BURN_GPT2=path/to/gpt2 cargo test --release -p gpt2-burn --test it shared_data`.
+/// `GPT2_BURN_SHARED_DATA=path/to/data GPT2_BURN_GPT2=path/to/gpt2 cargo test --release -p gpt2-burn --test it shared_data`.
 #[test]
 fn the_real_gpt2_says_what_was_recorded() {
     let Some(data) = shared_data("gpt2-124m-reference") else { return };

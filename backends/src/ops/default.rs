@@ -161,7 +161,7 @@ pub(crate) fn rounded<B: Backend>(new: FloatTensor<B>, dtype: DType) -> FloatTen
     if dtype != DType::F16 {
         return new;
     }
-    let infinite = B::float_is_inf(new.clone(), BoolStore::Native.into());
+    let infinite = B::float_is_inf(new.clone(), bool_store::<B>(&new.device()));
     B::float_mask_fill(new, infinite, f64::NAN.into())
 }
 

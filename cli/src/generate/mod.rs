@@ -30,14 +30,14 @@ pub struct Args {
     prompts: PromptArgs,
     #[command(flatten)]
     model: ModelArgs,
-    /// How tokens are computed; which they are depends on it only when sampling, with --acceptance rejection. Default: kv, or
-    /// speculative if there is a --draft
+    /// How tokens are computed; which they are depends on it when sampling with --acceptance rejection, else only where last
+    /// digits do (--kernels off, GPUs). Default: kv, or speculative if there is a --draft
     #[arg(long, value_enum)]
     decoder: Option<DecoderName>,
     #[command(flatten)]
     draft: DraftArgs,
     /// Which proposals stand when sampling: `rejection` sampling keeps the distribution and accepts most; `match` draws as
-    /// without a draft, and gives the same ids for a seed
+    /// without a draft, and gives the same ids for a seed where logits are the same
     #[arg(long, value_enum, default_value = "rejection")]
     acceptance: AcceptanceName,
     #[command(flatten)]
@@ -86,7 +86,8 @@ pub struct Args {
     /// by default all that fit, which costs a prefill of the whole context for every token
     #[arg(long, default_value = "stop", value_parser = context_end, value_name = "stop|error|slide[:KEEP]")]
     on_context_end: ContextEnd,
-    /// Most memory of a request beside the weights; default: three quarters of what the system has left
+    /// Most memory of a request beside the weights; default: three quarters of what the system has left, where it says (Linux)
+    /// and except for a GPU's
     #[arg(long, value_name = "MB")]
     memory_mb: Option<usize>,
     /// Print one JSON object instead of text

@@ -76,15 +76,15 @@ impl Speculation {
         self.expected_tokens(draft_len) / (draft_len as f64 * self.draft_cost + verify_cost)
     }
 
-    /// The best draft length up to `most`.
+    /// The best draft length up to `most`, and to 65,536.
     pub fn best(&self, most: usize) -> DraftLength {
         self.best_measured(most, |_| 1.0)
     }
 
-    /// The best draft length up to `most`, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
+    /// The best draft length up to `most`, and to 65,536, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
     pub fn best_measured(&self, most: usize, verify_cost: impl Fn(usize) -> f64) -> DraftLength {
         let plain = DraftLength { draft_len: 0, speedup: 1.0 };
-        (1..=most).fold(plain, |best, draft_len| {
+        (1..=most.min(1 << 16)).fold(plain, |best, draft_len| {
             let speedup = self.measured_speedup(draft_len, verify_cost(draft_len));
             if speedup > best.speedup { DraftLength { draft_len, speedup } } else { best }
         })

@@ -33,8 +33,8 @@ pub enum DraftLen {
     /// As many as pay, up to 16, by what is measured on the way: how often tokens are accepted, what a draft token costs and
     /// what a verification of each length. None where drafting would lose; that is tried again at growing intervals.
     ///
-    /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`](super::Acceptance::Match); under
-    /// [`Acceptance::Rejection`](super::Acceptance::Rejection) a seed does not give the same text again.
+    /// It depends on the clock. That changes no greedy text, and none under [`Acceptance::Match`](super::Acceptance::Match), where
+    /// a token's logits do not depend on how many are computed beside it; under [`Acceptance::Rejection`](super::Acceptance::Rejection) a seed does not give the same text again.
     Auto,
 }
 
@@ -57,12 +57,14 @@ impl Default for DraftLen {
 /// Expected tokens of a round with drafts of `m` tokens that are accepted with probability `a` each: `1 + a + ... + a^m`,
 /// which is `(1 - a^(m+1)) / (1 - a)` (equation 1); the token that the target adds itself is counted.
 pub fn expected_tokens(a: f64, m: usize) -> f64 {
-    // Term by term it is exact where `a` is near 1; of very many there is no need to add up all.
-    if m > 4096 && a < 1.0 {
-        return -((m as f64 + 1.0) * a.ln()).exp_m1() / (1.0 - a);
-    }
-    if m > 4096 && a == 1.0 {
-        return m as f64 + 1.0;
+    // Of very many terms, without adding up all of them; so that nothing is lost where `a` is near 1.
+    if m > 4096 {
+        let terms = m as f64 + 1.0;
+        return match a {
+            1.0 => terms,
+            _ if a > 0.0 => (terms * a.ln()).exp_m1() / (a - 1.0),
+            _ => (1.0 - a.powf(terms)) / (1.0 - a),
+        };
     }
     (0..=m).scan(1.0, |power, _| Some(std::mem::replace(power, *power * a))).sum()
 }
@@ -230,6 +232,20 @@ impl Policy {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn very_many_tokens_are_added_up_at_once() {
+        for a in [0.0, 0.3, 0.999, 1.0 - 1e-9] {
+            let one_by_one: f64 = (0..=5000).scan(1.0, |power, _| Some(std::mem::replace(power, *power * a))).sum();
+            assert!((expected_tokens(a, 5000) / one_by_one - 1.0).abs() < 1e-9, "{a}");
+        }
+        assert_eq!(expected_tokens(1.0, 9999), 10_000.0);
+        for a in [f64::NAN, f64::INFINITY, 1.5, -0.5, 0.5] {
+            let _ = expected_tokens(a, usize::MAX);
+        }
+        assert_eq!(expected_tokens(0.5, usize::MAX), 2.0);
+        assert!(expected_tokens(f64::NAN, usize::MAX).is_nan());
+    }
 
     #[test]
     fn tokens_are_the_geometric_sum() {

@@ -204,6 +204,9 @@ impl Reader {
         if let Some(end) = node.ends.iter().find(|end| !(1..=tokens).contains(*end)) {
             return Err(format!("a prompt ends behind {end} of {tokens} tokens"));
         }
+        if !node.ends.is_sorted_by(|left, right| left < right) {
+            return Err("prompts end there more than once, or out of order".to_owned());
+        }
         Ok(())
     }
 }

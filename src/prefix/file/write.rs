@@ -15,7 +15,7 @@ use crate::{Error, KvSegment, Result};
 impl PrefixCache {
     /// Writes all that is held to a safetensors file, which a generator with the same model
     /// [restores](crate::generate::Generator::restore_prefixes). A file that is there is replaced when the new one is
-    /// complete, and not before; who may read and write it stays as it was.
+    /// complete, and not before; its mode stays as it was.
     ///
     /// # Errors
     ///
