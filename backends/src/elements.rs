@@ -32,6 +32,8 @@ impl Elements {
             let (weights, scales) = <Dispatch as Gpt2Ops>::quantize(matrix.into_dispatch());
             return Self::Int8 { weights: Tensor::from_dispatch(weights), scales: Tensor::from_dispatch(scales) };
         }
+        // Through f32: what makes halves of doubles looks only at their upper 32 bits.
+        let matrix = if matrix.dtype() == DType::F64 { matrix.cast(DType::F32) } else { matrix };
         let matrix = if matrix.dtype() == format.float() { matrix } else { matrix.cast(format.float()) };
         Self::Float(Tensor::from_dispatch(<Dispatch as Gpt2Ops>::pack(matrix.into_dispatch())))
     }

@@ -359,6 +359,9 @@ fn an_id_that_is_no_column_is_refused() {
 #[test]
 fn a_matrix_in_f64_is_packed_in_every_format() {
     let (matrix, x, bias) = (random([64, 64]), random([3, 64]), random([64]));
+    // Just above the middle of two numbers in bf16, by less than the upper half of a double shows.
+    let above = Tensor::full([1, 64], 1.0 + 2.0_f64.powi(-8) + 2.0_f64.powi(-22), &Device::flex());
+    let matrix = matrix.slice_assign([0..1, 0..64], above);
     for format in FORMATS {
         let product = |matrix: Tensor<2>| PackedMatrix::new(matrix, *format).linear(x.clone(), bias.clone(), None);
         assert_eq!(
