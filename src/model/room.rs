@@ -29,10 +29,8 @@ impl Gpt2 {
         let (tokens, at_once) = (product([rows, new]), self.tokens_at_once(rows, new));
         // Ids, positions, and what masks are made from.
         let ids = product([tokens, 64]);
-        // What goes in and comes out of all chunks; within a layer the residual stream, norms, queries, keys, values, what
-        // attention gives, and the MLP's hidden layer before and after its GELU.
+        // What goes in and comes out of all chunks.
         let between = product([tokens, 4, config.n_embd, element]);
-        let within = product([at_once, sum([12 * config.n_embd, 4 * config.inner()]), element]);
         // Kernels keep the scores of some queries. burn's operations make all of them, scaled, masked and as weights, and the
         // mask too; or, in the deterministic mode, those of a query at a time.
         let scores = match (self.is_prepared(), self.is_deterministic()) {
@@ -40,7 +38,11 @@ impl Gpt2 {
             (false, true) => product([4, config.n_head, keys, sum([2 * config.head_dim(), 4]), element]),
             (false, false) => product([rows, new, keys, sum([4 * config.n_head * element, 16])]),
         };
-        sum([ids, between, within, scores, self.logits_bytes(logits)])
+        // Within a layer the residual stream and a norm, and beside them one after the other: queries, keys, values and scores
+        // with what attention gives, and the MLP's hidden layer before and after its GELU.
+        let attention = sum([product([at_once, 8 * config.n_embd, element]), scores]);
+        let mlp = product([at_once, sum([4 * config.n_embd, 4 * config.inner()]), element]);
+        sum([ids, between, attention.max(mlp), self.logits_bytes(logits)])
     }
 
     /// Tokens that are between two layers at once: kernels take a long prompt through all layers a chunk at a time.
