@@ -239,13 +239,13 @@ fn products<S: Simd, W: Element, const V: usize>(simd: S, task: Products<'_, '_,
                 match group.rows {
                     // Only what is asked for is compiled: few of them without wide registers.
                     $($rows if const { $rows <= max_rows::<S>() && V * S::F32_LANES == TILE } => {
-                        let mut sums = match turn {
+                        let sums = match turn {
                             0 => product::<S, W, V, $rows, true>(simd, x.as_chunks().0, task.weights),
                             // By now the tile is near.
                             _ => product::<S, W, V, $rows, false>(simd, x.as_chunks().0, task.weights),
                         };
                         // SAFETY: tasks differ in their tile or in their groups of rows.
-                        unsafe { task.epilogue.write(simd, &mut sums, [group.first, task.tile], task.out) };
+                        unsafe { task.epilogue.write(simd, sums, [group.first, task.tile], task.out) };
                     })*
                     rows => unreachable!("{rows} rows at a time"),
                 }

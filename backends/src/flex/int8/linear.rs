@@ -72,9 +72,9 @@ impl WithSimd for Tile<'_> {
                 ($($rows:literal)*) => {
                     match group.rows {
                         $($rows => {
-                            let mut sums = self.multiplier.product::<$rows>(quads, scales, self.x.part(*group));
+                            let sums = self.multiplier.product::<$rows>(quads, scales, self.x.part(*group));
                             // SAFETY: tasks differ in their tile or in their groups of rows.
-                            unsafe { self.epilogue.write(simd, &mut sums, [group.first, self.tile], self.out) };
+                            unsafe { self.epilogue.write(simd, sums, [group.first, self.tile], self.out) };
                         })*
                         rows => unreachable!("{rows} rows at a time"),
                     }
