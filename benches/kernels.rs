@@ -10,8 +10,8 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
-use gpt2_burn::backends::{PackedMatrix, attend};
-use gpt2_burn::burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor};
+use gpt2_burn::backends::{AttentionMetadata, PackedMatrix, PackedRow, attend};
+use gpt2_burn::burn::tensor::{DType, Device, Distribution, Shape, Tensor};
 use gpt2_burn::measure::median;
 use gpt2_burn::{Threads, WeightFormat};
 use rayon::prelude::*;
@@ -154,13 +154,14 @@ fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
             let shape = [batch, heads, keys, head_dim];
             let copies: Vec<[Tensor<4>; 2]> =
                 (0..(MEMORY / 2).div_ceil(bytes).min(100)).map(|_| [0, 1].map(|_| random(shape).cast(dtype))).collect();
-            let query = random([batch, heads, time_steps, head_dim]);
-            let lengths = Tensor::<1, Int>::full([batch], past as i32, &Device::flex());
+            let query = random([batch * time_steps, heads, head_dim]);
+            let row = |slot: usize| PackedRow { slot, context_len: past, query_len: time_steps };
+            let metadata = AttentionMetadata::new((0..batch).map(row).collect(), &Device::flex());
             let mut turn = 0;
             let spent = time(seconds, || {
                 turn = (turn + 1) % copies.len();
                 let [keys, values] = copies[turn].clone();
-                black_box(attend(query.clone(), keys, values, lengths.clone()));
+                black_box(attend(query.clone(), keys, values, &metadata));
             });
             let seen: usize = (0..time_steps).map(|t| past + t + 1).sum();
             let operations = 4.0 * (batch * heads * seen * head_dim) as f64;

@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor};
 
 use crate::model::RunAhead;
 use crate::prefix::{NewCache, Prefixes, Sharing};
-use crate::{CacheStorage, Error, Gpt2, KvCache, MemoryLimit, Result, TokenBatch};
+use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, MemoryLimit, Result, TokenBatch};
 
 /// What a model knows of the rows' windows, which are the tokens that stand in the context.
 pub struct Contexts<'a> {
@@ -36,16 +36,11 @@ pub struct Contexts<'a> {
 #[derive(Clone, Copy, Default)]
 pub struct Computed {
     pub tokens: usize,
-    /// Places behind the ends of rows that were shorter than others in their forward.
-    pub padding: usize,
 }
 
 impl Computed {
     fn add(&mut self, rows: &[&[u32]]) {
-        let tokens: usize = rows.iter().map(|row| row.len()).sum();
-        let longest = rows.iter().map(|row| row.len()).max().unwrap_or(0);
-        self.tokens += tokens;
-        self.padding += rows.len() * longest - tokens;
+        self.tokens += rows.iter().map(|row| row.len()).sum::<usize>();
     }
 }
 
@@ -122,11 +117,10 @@ impl<'a> Contexts<'a> {
         self.ahead = None;
         self.make_cache(storage, windows.len())?;
         self.cut_to(windows, counts)?;
-        self.refill(windows, counts)?;
         let Some(cache) = &mut self.cache else { unreachable!("it was made") };
         let new: Vec<&[u32]> = windows.iter().enumerate().map(|(row, ids)| &ids[cache.len(row)..]).collect();
         self.computed.add(&new);
-        let logits = self.model.forward_ragged(&TokenBatch::new(&new, self.model)?, cache, counts)?; // [N, V]
+        let logits = self.model.forward(&TokenBatch::new(&new, self.model)?, cache, Logits::Counts(counts))?; // [N, V]
         self.on_host(logits, counts)
     }
 
@@ -179,8 +173,7 @@ impl<'a> Contexts<'a> {
         self.make_cache(storage, windows.len())?;
         let Some(cache) = &mut self.cache else { unreachable!("it was made") };
         self.computed.add(windows);
-        self.model.hidden_states(&TokenBatch::new(windows, self.model)?, cache)?;
-        Ok(())
+        self.model.prefill(&TokenBatch::new(windows, self.model)?, cache)
     }
 
     /// Forgets what the cache holds behind the tokens before those whose logits are wanted.
@@ -196,16 +189,19 @@ impl<'a> Contexts<'a> {
         let mut logits = RowLogits::new(filled.logits, self.model.config().vocab_size, &counts);
         logits.gather(filled.plan.of_prompt());
         self.computed.tokens += filled.plan.computed_tokens();
-        self.computed.padding += filled.plan.padding_tokens();
         self.cache = Some(filled.cache);
         self.sharing = Some(filled.sharing);
         Ok(logits)
     }
 
     fn naive_logits(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
-        let mut cache = self.growing(windows.len(), self.model.config().n_positions, self.model.dtype())?;
+        let (config, device) = (self.model.config(), self.model.device());
+        let (batch, capacity, dtype) = (windows.len(), config.n_positions, self.model.dtype());
+        let growing = CacheStorage::Growing;
+        let mut cache = KvCache::new_within(config, growing, batch, capacity, dtype, &device, self.limit)?;
         self.computed.add(windows);
-        let logits = self.model.forward_ragged(&TokenBatch::new(windows, self.model)?, &mut cache, counts)?; // [N, V]
+        let tokens = TokenBatch::new(windows, self.model)?;
+        let logits = self.model.forward(&tokens, &mut cache, Logits::Counts(counts))?; // [N, V]
         self.on_host(logits, counts)
     }
 
@@ -223,30 +219,6 @@ impl<'a> Contexts<'a> {
         Ok(())
     }
 
-    /// A cache beside the rows' own.
-    fn growing(&self, batch: usize, capacity: usize, dtype: DType) -> Result<KvCache> {
-        let (config, device) = (self.model.config(), self.model.device());
-        KvCache::new_within(config, CacheStorage::Growing, batch, capacity, dtype, &device, self.limit)
-    }
-
-    /// Computes rows that start anew beside others that go on, up to the tokens whose logits are wanted, by themselves:
-    /// in one forward with the others, each of those would cost as much as they do.
-    fn refill(&mut self, windows: &[&[u32]], counts: &[usize]) -> Result<()> {
-        let Some(cache) = &self.cache else { return Ok(()) };
-        let starts = |row: &usize| cache.len(*row) == 0 && windows[*row].len() > counts[*row];
-        let rows: Vec<usize> = (0..windows.len()).filter(starts).collect();
-        if rows.is_empty() || rows.len() == windows.len() {
-            return Ok(());
-        }
-        let heads: Vec<&[u32]> = rows.iter().map(|&row| &windows[row][..windows[row].len() - counts[row]]).collect();
-        let longest = heads.iter().map(|head| head.len()).max().unwrap_or(1);
-        let mut filled = self.growing(rows.len(), longest, self.dtype)?;
-        self.computed.add(&heads);
-        self.model.hidden_states(&TokenBatch::new(&heads, self.model)?, &mut filled)?;
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        rows.iter().enumerate().try_for_each(|(from, &row)| cache.copy_row(row, &filled, from))
-    }
-
     /// Makes row `i` what row `rows[i]` was.
     pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
         let is_the_same = self.cache.as_ref().is_some_and(|cache| rows.iter().copied().eq(0..cache.batch()));
@@ -255,6 +227,12 @@ impl<'a> Contexts<'a> {
         }
         self.ahead = None;
         self.cache.as_mut().map_or(Ok(()), |cache| cache.gather(rows))
+    }
+
+    /// Takes row `row` out; those behind it move up.
+    pub fn remove(&mut self, row: usize) -> Result<()> {
+        self.ahead = None;
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.remove(row))
     }
 
     /// Forgets what is known of a row behind its first `len` tokens.

@@ -6,6 +6,7 @@ pub mod checkpoint;
 pub mod config;
 mod contexts;
 pub mod cost;
+mod device;
 mod error;
 pub mod generate;
 mod guard;
@@ -21,6 +22,7 @@ pub use burn;
 pub use cache::{CacheStorage, KvCache, KvSegment};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Gpt2Config};
+pub use device::device;
 pub use error::{Error, Result};
 pub use gpt2_burn_backends as backends;
 pub use gpt2_burn_backends::{Threads, WeightFormat};
@@ -30,12 +32,3 @@ use gpt2_burn_core::summary;
 pub use gpt2_burn_core::{Error as CoreError, ModelShape};
 pub use memory::{MemoryLimit, available_memory};
 pub use model::{Gpt2, Logits, TokenBatch};
-
-/// The device of this name, for instance `flex` for the CPU.
-///
-/// # Errors
-///
-/// [`Error::Device`] says what there is, and which feature adds a device that is not compiled in.
-pub fn device(name: &str) -> Result<burn::tensor::Device> {
-    Ok(backends::device(name)?)
-}

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use burn::tensor::{DType, Int, Tensor, activation};
 
-use crate::{CacheStorage, Error, Gpt2, Result, TokenBatch};
+use crate::{Error, Gpt2, Result, TokenBatch};
 
 /// Positions whose logits are computed at a time: those of a whole context would take more memory than the model.
 const HEAD_CHUNK: usize = 64;
@@ -109,11 +109,11 @@ impl Gpt2 {
             let (inputs, scored) = (window.inputs(ids), window.end - window.scored);
             let (target, draft) = (self.scored_states(inputs, scored)?, draft.scored_states(inputs, scored)?);
             for (start, count) in chunks(scored) {
-                let p = target.logits(start, count)?; // [1, n, V]
+                let p = target.logits(start, count)?; // [n, V]
                 let q = draft.logits(start, count)?;
                 // The smaller of a number and NaN can come out as the number, and so can the larger: a sum does not.
                 for logits in [&p, &q] {
-                    finite(sum(activation::softmax(logits.clone(), 2))?, window.end)?;
+                    finite(sum(activation::softmax(logits.clone(), 1))?, window.end)?;
                 }
                 for (total, &temperature) in totals.iter_mut().zip(temperatures) {
                     *total += accepted(p.clone(), q.clone(), temperature)?;
@@ -138,12 +138,12 @@ impl Gpt2 {
     /// Sum of the losses of `targets`, which follow the last inputs.
     fn window_loss(&self, inputs: &[u32], targets: &[u32]) -> Result<f64> {
         let states = self.scored_states(inputs, targets.len())?;
-        let wanted = TokenBatch::new(&[targets], &states.model)?; // [1, n]
+        let wanted = TokenBatch::new(&[targets], &states.model)?; // [n]
         let mut total = 0.0;
         for (start, count) in chunks(targets.len()) {
-            let ids: Tensor<3, Int> = wanted.ids().clone().narrow(1, start, count).reshape([1, count, 1]);
-            let log_probs = activation::log_softmax(states.logits(start, count)?, 2);
-            total -= sum(log_probs.gather(2, ids))?;
+            let ids: Tensor<2, Int> = wanted.ids().clone().narrow(0, start, count).reshape([count, 1]);
+            let log_probs = activation::log_softmax(states.logits(start, count)?, 1);
+            total -= sum(log_probs.gather(1, ids))?;
         }
         Ok(total)
     }
@@ -152,22 +152,21 @@ impl Gpt2 {
     pub(crate) fn scored_states(&self, inputs: &[u32], scored: usize) -> Result<ScoredStates<'_>> {
         // A text is scored without dropout, also in the midst of training.
         let model = self.for_inference();
-        let mut cache = model.cache(CacheStorage::Growing, 1, inputs.len())?;
-        let hidden = model.hidden_states(&TokenBatch::new(&[inputs], &model)?, &mut cache)?; // [1, T, d]
-        Ok(ScoredStates { model, hidden: hidden.narrow(1, inputs.len() - scored, scored) })
+        let hidden = model.last_hidden_states(&TokenBatch::new(&[inputs], &model)?, &[scored])?; // [n, d]
+        Ok(ScoredStates { model, hidden })
     }
 }
 
-/// Hidden states, `[1, n, d]`, of which the head makes logits some at a time.
+/// Hidden states, `[n, d]`, of which the head makes logits some at a time.
 pub(crate) struct ScoredStates<'a> {
     model: Cow<'a, Gpt2>,
-    hidden: Tensor<3>,
+    hidden: Tensor<2>,
 }
 
 impl ScoredStates<'_> {
-    /// `[1, count, V]`, in f32: a sum over a vocabulary is too much for a half.
-    pub(crate) fn logits(&self, start: usize, count: usize) -> Result<Tensor<3>> {
-        Ok(self.model.head(self.hidden.clone().narrow(1, start, count))?.cast(DType::F32))
+    /// `[count, V]`, in f32: a sum over a vocabulary is too much for a half.
+    pub(crate) fn logits(&self, start: usize, count: usize) -> Result<Tensor<2>> {
+        Ok(self.model.head(self.hidden.clone().narrow(0, start, count))?.cast(DType::F32))
     }
 }
 
@@ -210,7 +209,7 @@ pub(crate) fn chunks(count: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..count).step_by(HEAD_CHUNK).map(move |start| (start, HEAD_CHUNK.min(count - start)))
 }
 
-fn sum(values: Tensor<3>) -> Result<f64> {
+fn sum(values: Tensor<2>) -> Result<f64> {
     // Added up in double precision: a window holds thousands of them.
     let values = values.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
     Ok(values.into_iter().map(f64::from).sum())
@@ -225,23 +224,22 @@ fn check_temperature(temperature: f64) -> Result<()> {
     Err(Error::Sampling { parameter: "temperature", value, allowed })
 }
 
-/// Sum over the positions of logits `[1, n, V]` of the share that the distributions have in common.
-fn accepted(p: Tensor<3>, q: Tensor<3>, temperature: f64) -> Result<f64> {
+/// Sum over the positions of logits `[n, V]` of the share that the distributions have in common.
+fn accepted(p: Tensor<2>, q: Tensor<2>, temperature: f64) -> Result<f64> {
     let device = p.device();
     if temperature == 0.0 {
         // Ids are compared as numbers on the host: the models may live on different devices.
         return Ok(agreeing(p, q)? as f64);
     }
-    let [p, q] = [p, q].map(|logits| activation::softmax(logits / temperature, 2));
+    let [p, q] = [p, q].map(|logits| activation::softmax(logits / temperature, 1));
     sum(p.min_pair(q.to_device(&device)))
 }
 
-/// Rows of logits `[1, n, V]` whose first largest is at the same place: what [`Sampling::greedy`](crate::sampling::Sampling::greedy)
+/// Rows of logits `[n, V]` whose first largest is at the same place: what [`Sampling::greedy`](crate::sampling::Sampling::greedy)
 /// chooses, on any device.
-fn agreeing(a: Tensor<3>, b: Tensor<3>) -> Result<usize> {
-    let ids = |logits: Tensor<3>| {
-        let [_, count, vocab_size] = logits.dims();
-        let ids = crate::backends::argmax(logits.reshape([count, vocab_size])).try_into_vec_as::<i32>();
+fn agreeing(a: Tensor<2>, b: Tensor<2>) -> Result<usize> {
+    let ids = |logits: Tensor<2>| {
+        let ids = crate::backends::argmax(logits).try_into_vec_as::<i32>();
         ids.map_err(|error| Error::Execution(error.to_string()))
     };
     Ok(ids(a)?.into_iter().zip(ids(b)?).filter(|(a, b)| a == b).count())

@@ -1,5 +1,7 @@
 //! [`Elements`]: what a packed matrix holds, and [`Gpt2Ops`] on it.
 
+use std::ops::Range;
+
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData, bf16, f16};
 
@@ -70,6 +72,17 @@ impl Elements {
                 Self::Int8 { weights, scales: floats(scales, of_part) }
             }
             _ => unreachable!("both are of the same format"),
+        }
+    }
+
+    /// Some of the tiles; nothing is copied.
+    pub fn tiles(&self, tiles: Range<usize>) -> Self {
+        let (first, count) = (tiles.start, tiles.len());
+        match self.clone() {
+            Self::Float(all) => Self::Float(all.narrow(0, first, count)),
+            Self::Int8 { weights, scales } => {
+                Self::Int8 { weights: weights.narrow(0, first, count), scales: scales.narrow(0, first, count) }
+            }
         }
     }
 

@@ -23,6 +23,7 @@ mod elements;
 #[cfg(feature = "flex")]
 mod flex;
 mod matrix;
+mod metadata;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused_variables))]
 // nothing is dispatched to where there is no backend
 mod ops;
@@ -34,13 +35,14 @@ mod threads;
 
 use burn::tensor::{DType, Device};
 
-pub use cached::{append, attend, attend_shared};
+pub use cached::{append, attend};
 pub use capabilities::{
     allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, largest_buffer, most_rows, runs_ahead,
 };
 pub use captured::CapturedStep;
 pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
+pub use metadata::{AttentionMetadata, PackedRow, RowGroup};
 pub use ops::{Gelu, Gpt2Ops};
 pub use rows::{Ahead, advance, argmax, layer_norm};
 pub use threads::Threads;

@@ -171,6 +171,26 @@ impl PackedMatrix {
         })
     }
 
+    /// Some columns of [`linear`](Self::linear), the same bits: `[N, inputs]` to `[N, columns]`; `bias` is that of all.
+    ///
+    /// # Panics
+    ///
+    /// If shapes or element types are others.
+    pub fn linear_columns(&self, x: Tensor<2>, bias: Tensor<1>, columns: Range<usize>) -> Tensor<2> {
+        assert!(columns.end <= self.outputs, "columns {columns:?} of {}", self.outputs);
+        let is_tiled =
+            columns.start.is_multiple_of(TILE) && (columns.end.is_multiple_of(TILE) || columns.end == self.outputs);
+        match &self.parts[..] {
+            [whole] if is_tiled => {
+                assert_eq!([x.dims()[1], bias.dims()[0]], [self.inputs, self.outputs], "widths of x and of the bias");
+                let bias = bias.narrow(0, columns.start, columns.len());
+                let tiles = columns.start / TILE..columns.end.div_ceil(TILE);
+                whole.elements.tiles(tiles).linear(x, bias, columns.len(), None)
+            }
+            _ => self.linear(x, bias, None).narrow(1, columns.start, columns.len()),
+        }
+    }
+
     /// `x W + b + residual`: `[N, inputs]` and `[N, outputs]` to `[N, outputs]`, in f32.
     ///
     /// # Panics

@@ -9,7 +9,8 @@ use proptest::prelude::*;
 
 use crate::elements::Elements;
 use crate::ops::{GROUP, LEAST_SCALE, default, default_int8};
-use crate::{Ahead, Gelu, PackedMatrix, WeightFormat, advance, append, argmax, attend, attend_shared};
+use crate::{Ahead, AttentionMetadata, Gelu, PackedMatrix, PackedRow, WeightFormat};
+use crate::{advance, append, argmax, attend};
 
 const FORMATS: &[WeightFormat] = &[WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
 
@@ -83,46 +84,48 @@ fn check_products([rows, inputs, outputs]: [usize; 3], ways: [usize; 3], format:
     assert_close(packed.columns(ids), tensor(columns));
 }
 
-#[derive(Clone, Debug)]
-struct Sizes {
-    heads: usize,
-    time: usize,
-    head_dim: usize,
-    shared: usize,
-    spare: usize,
-    past: Vec<usize>,
+/// Rows of so many context and new tokens, in slots of which some are next to each other and some are not.
+pub(crate) fn rows_of(lens: &[(usize, usize)]) -> Vec<PackedRow> {
+    let slot = |row: usize| if row < 2 { row + 1 } else { 2 * row + 1 };
+    let row = |(row, (context_len, query_len)): (usize, &(usize, usize))| PackedRow {
+        slot: slot(row),
+        context_len: *context_len,
+        query_len: *query_len,
+    };
+    lens.iter().enumerate().map(row).collect()
 }
 
-fn check_attention(sizes: Sizes, dtype: DType, query_is_split: bool) {
-    let Sizes { heads, time, head_dim, shared, spare, past } = sizes;
-    let (batch, count) = (past.len(), past.iter().max().unwrap() + time);
-    let own = || random([batch, heads, count + spare, head_dim]).narrow(2, spare / 2, count).cast(dtype);
-    let (keys, values) = (own(), own());
-    let [shared_keys, shared_values] = [0, 1].map(|_| random([1, heads, shared, head_dim]).cast(dtype));
-    // Heads that are not contiguous, as a projection gives them.
-    let query = match query_is_split {
-        true => random([batch, time, heads, head_dim]).swap_dims(1, 2),
-        false => random([batch, heads, time, head_dim]),
-    };
-    let lens: Vec<i32> = past.iter().map(|&past| past as i32).collect();
-    let past = Tensor::<1, Int>::from_data(lens.as_slice(), &Device::flex());
+/// The shape of buffers that have these rows, some slots more, and `spare` positions more than they need.
+pub(crate) fn buffer_of(rows: &[PackedRow], [heads, head_dim]: [usize; 2], spare: usize) -> [usize; 4] {
+    let slots = rows.iter().map(|row| row.slot).max().unwrap_or(0) + 2;
+    let capacity = rows.iter().map(PackedRow::seq_len).max().unwrap_or(0) + spare;
+    [slots, heads, capacity, head_dim]
+}
 
-    let expected = default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), ints(&past));
-    let found = attend(query.clone(), keys.clone(), values.clone(), past.clone());
-    assert_close(found.clone(), Tensor::from_primitive::<Flex>(expected));
-    if shared == 0 {
-        return;
-    }
-    let expected = default::attend_shared::<Flex>(
-        flex(&query),
-        flex(&shared_keys),
-        flex(&shared_values),
-        flex(&keys),
-        flex(&values),
-        ints(&past),
-    );
-    let found = attend_shared(query, [shared_keys, shared_values], [keys, values], past);
-    assert_close(found, Tensor::from_primitive::<Flex>(expected));
+fn tokens_of(rows: &[PackedRow]) -> usize {
+    rows.iter().map(|row| row.query_len).sum()
+}
+
+fn flex_metadata(rows: &[PackedRow]) -> AttentionMetadata {
+    AttentionMetadata::new(rows.to_vec(), &Device::flex())
+}
+
+fn check_attention(lens: &[(usize, usize)], shape: [usize; 2], spare: usize, dtype: DType, query_is_part: bool) {
+    let (rows, [heads, head_dim]) = (rows_of(lens), shape);
+    let metadata = flex_metadata(&rows);
+    // Positions in the midst of a longer buffer.
+    let [slots, _, capacity, _] = buffer_of(&rows, shape, spare);
+    let states = || random([slots, heads, capacity + 3, head_dim]).narrow(2, 2, capacity).cast(dtype);
+    let (keys, values) = (states(), states());
+    // Heads out of the midst of others, as a projection gives them.
+    let tokens = tokens_of(&rows);
+    let query = match query_is_part {
+        true => random([tokens, 3 * heads, head_dim]).narrow(1, heads, heads),
+        false => random([tokens, heads, head_dim]),
+    };
+    let (context_lens, _) = metadata.on_device();
+    let expected = default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), ints(&context_lens), &rows);
+    assert_close(attend(query, keys, values, &metadata), Tensor::from_primitive::<Flex>(expected));
 }
 
 proptest! {
@@ -140,33 +143,49 @@ proptest! {
 
     #[test]
     fn attention_is_that_of_the_default_body(
-        (heads, time, head_dim) in (1_usize..4, 1_usize..40, 1_usize..80),
-        (shared, spare) in (0_usize..20, 0_usize..6),
-        past in prop::collection::vec(0_usize..50, 1..4),
+        (heads, head_dim, spare) in (1_usize..4, 1_usize..80, 0_usize..6),
+        lens in prop::collection::vec((0_usize..50, prop_oneof![Just(1_usize), 1_usize..40]), 1..5),
         dtype in prop::sample::select(&[DType::F32, DType::F16, DType::BF16][..]),
-        query_is_split in any::<bool>(),
+        query_is_part in any::<bool>(),
     ) {
-        check_attention(Sizes { heads, time, head_dim, shared, spare, past }, dtype, query_is_split);
+        check_attention(&lens, [heads, head_dim], spare, dtype, query_is_part);
     }
 }
 
 #[test]
 fn appending_is_that_of_the_default_body_and_happens_in_place() {
-    let (heads, capacity, head_dim) = (3, 20, 8);
-    for (starts, counts) in [(vec![4, 4], vec![5, 5]), (vec![0, 13], vec![7, 2]), (vec![20, 3], vec![0, 1])] {
+    let shape = [3, 8];
+    for lens in [&[(4, 5), (4, 5)][..], &[(0, 7), (13, 2), (13, 2)], &[(20, 0), (3, 1), (0, 4)], &[(2, 3), (9, 3)]] {
+        let rows = rows_of(lens);
+        let metadata = flex_metadata(&rows);
         for dtype in [DType::F32, DType::F16] {
-            let buffer = || random([2, heads, capacity, head_dim]).cast(dtype);
-            let new = || random([2, 7, heads, head_dim]).swap_dims(1, 2);
+            let buffer = || random(buffer_of(&rows, shape, 5)).cast(dtype);
+            let new = || random([tokens_of(&rows), 9, 8]).narrow(1, 3, 3);
             let (left, new) = ([buffer(), buffer()], [new(), new()]);
+            // The same, a position at a time.
             let expected = [0, 1].map(|part| {
-                let expected = default::append::<Flex>(flex(&left[part]), flex(&new[part]), &starts, &counts);
-                Tensor::<4>::from_primitive::<Flex>(expected).into_data()
+                let mut token = 0;
+                let mut expected: Tensor<4> = left[part].clone();
+                for row in &rows {
+                    for position in row.context_len..row.seq_len() {
+                        let one = new[part].clone().narrow(0, token, 1).reshape([1, 3, 1, 8]).cast(dtype);
+                        let at = [row.slot..row.slot + 1, 0..3, position..position + 1, 0..8];
+                        expected = expected.slice_assign(at, one);
+                        token += 1;
+                    }
+                }
+                expected.into_data()
             });
-            let copied = append(left.clone(), new.clone(), None, &starts, &counts);
-            assert_eq!(copied.map(Tensor::into_data), expected);
+            let default = [0, 1].map(|part| {
+                let appended = default::append::<Flex>(flex(&left[part]), flex(&new[part]), &rows);
+                Tensor::<4>::from_primitive::<Flex>(appended).into_data()
+            });
+            assert_eq!(default, expected, "{lens:?}");
+            let copied = append(left.clone(), new.clone(), &metadata);
+            assert_eq!(copied.map(Tensor::into_data), expected, "{lens:?}");
             let start = |tensor: &Tensor<4>| flex(tensor).bytes().as_ptr();
             let before = left.each_ref().map(start);
-            let written = append(left, new, None, &starts, &counts);
+            let written = append(left, new, &metadata);
             assert_eq!(written.each_ref().map(start), before);
             assert_eq!(written.map(Tensor::into_data), expected);
         }
@@ -227,16 +246,23 @@ pub(crate) fn integers(values: &[i32], dtype: DType, device: &Device) -> Tensor<
 /// Everything that takes lengths or ids takes them in any type.
 #[track_caller]
 pub(crate) fn check_integer_types(device: &Device) {
-    let own = || random_on([2, 2, 300, 8], device);
-    let (query, keys, values) = (random_on([2, 2, 120, 8], device), own(), own());
-    let new = random_on([2, 2, 3, 8], device);
+    let buffer = || random_on([2, 2, 300, 8], device);
+    let (query, keys, values) = (random_on([240, 2, 8], device), buffer(), buffer());
+    let new = random_on([5, 2, 8], device);
     let packed = PackedMatrix::new(random_on([8, 100], device), WeightFormat::F32);
     let logits = random_on([2, 50], device);
     let all = |dtype: DType| {
         // Lengths with new ones behind them that some of the types do not hold.
         let past = || integers(&[120, 7], dtype, device);
-        let [after, _] =
-            append([keys.clone(), values.clone()], [new.clone(), new.clone()], Some(&past()), &[120, 7], &[3, 2]);
+        let metadata = |query_lens: [usize; 2]| {
+            let rows = [(0, 120), (1, 7)].map(|(slot, context_len)| PackedRow {
+                slot,
+                context_len,
+                query_len: query_lens[slot],
+            });
+            AttentionMetadata::new(rows.to_vec(), device).with_context_lens(past())
+        };
+        let [after, _] = append([keys.clone(), values.clone()], [new.clone(), new.clone()], &metadata([3, 2]));
         let ahead = Ahead {
             ids: integers(&[1, 2], dtype, device),
             past: past(),
@@ -244,7 +270,7 @@ pub(crate) fn check_integer_types(device: &Device) {
         };
         let ahead = advance(logits.clone(), ahead);
         (
-            attend(query.clone(), keys.clone(), values.clone(), past()).into_data(),
+            attend(query.clone(), keys.clone(), values.clone(), &metadata([120, 120])).into_data(),
             after.into_data(),
             packed.columns(integers(&[99, 0, 31], dtype, device)).into_data(),
             [ahead.ids.into_data(), ahead.past.into_data(), ahead.chosen.into_data()],
@@ -308,15 +334,14 @@ fn a_row_without_a_finite_logit_has_no_likeliest() {
 
 #[test]
 fn keys_of_another_type_than_values_are_refused() {
-    let of = |dtype: DType, len: usize| random([1, 1, len, 64]).cast(dtype);
+    let of = |dtype: DType| random([1, 1, 8, 64]).cast(dtype);
+    let new = |dtype: DType| random([1, 1, 64]).cast(dtype);
     let (whole, half) = (DType::F32, DType::F16);
-    let past = || integers(&[4], DType::I32, &Device::flex());
-    let buffers = panic_of(|| append([of(whole, 8), of(half, 8)], [of(whole, 1), of(whole, 1)], None, &[4], &[1]));
-    let new = panic_of(|| append([of(whole, 8), of(whole, 8)], [of(whole, 1), of(half, 1)], None, &[4], &[1]));
-    let attended = panic_of(|| attend(of(whole, 1), of(whole, 8), of(half, 8), past()));
-    let own = || [of(whole, 8), of(whole, 8)];
-    let shared = panic_of(|| attend_shared(of(whole, 1), [of(half, 3), of(whole, 3)], own(), past()));
-    for text in [buffers, new, attended, shared] {
+    let metadata = flex_metadata(&[PackedRow { slot: 0, context_len: 4, query_len: 1 }]);
+    let buffers = panic_of(|| append([of(whole), of(half)], [new(whole), new(whole)], &metadata));
+    let new = panic_of(|| append([of(whole), of(whole)], [new(whole), new(half)], &metadata));
+    let attended = panic_of(|| attend(random([1, 1, 64]), of(whole), of(half), &metadata));
+    for text in [buffers, new, attended] {
         assert!(text.contains("types of") && text.contains("F16"), "{text}");
     }
 }
@@ -327,22 +352,37 @@ fn lengths_and_ids_may_be_in_any_type_of_integers() {
     check_integer_types(&Device::flex());
 }
 
+/// With burn's operations, which do not look at it on the host.
 #[test]
-fn a_negative_length_is_refused() {
-    for time in [1, 16] {
-        let own = || random([1, 2, 20, 8]);
-        let past = integers(&[-4], DType::I32, &Device::flex());
-        let text = panic_of(|| attend(random([1, 2, time, 8]), own(), own(), past));
-        assert!(text.contains("-4"), "{text}");
-    }
-    // With burn's operations, which do not look at it on the host, it is 0.
-    let own = || random([1, 2, 20, 8]).cast(DType::F64);
-    let (query, keys, values) = (own(), own(), own());
-    let of = |past: i32| {
-        let past = ints(&integers(&[past], DType::I32, &Device::flex()));
-        Tensor::<3>::from_primitive::<Flex>(default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), past))
+fn a_negative_length_is_none() {
+    let states = || random([1, 2, 20, 8]);
+    let (query, keys, values) = (random([5, 2, 8]), states(), states());
+    let of = |context_len: i32| {
+        let context_len = ints(&integers(&[context_len], DType::I32, &Device::flex()));
+        let rows = [PackedRow { slot: 0, context_len: 0, query_len: 5 }];
+        let found = default::attend::<Flex>(flex(&query), flex(&keys), flex(&values), context_len, &rows);
+        Tensor::<2>::from_primitive::<Flex>(found)
     };
     assert_eq!(of(-4).into_data(), of(0).into_data());
+}
+
+#[test]
+fn rows_that_do_not_fit_are_refused() {
+    let states = || random([2, 2, 20, 8]);
+    let row = |slot: usize, context_len: usize, query_len: usize| PackedRow { slot, context_len, query_len };
+    for (rows, tokens) in [
+        (vec![row(2, 0, 1)], 1),
+        (vec![row(0, 20, 1)], 1),
+        (vec![row(0, usize::MAX >> 33, 2)], 2),
+        (vec![row(0, 3, 2)], 3),
+        (vec![row(0, 3, 2), row(1, 0, 1)], 2),
+    ] {
+        let metadata = flex_metadata(&rows);
+        let new = || random([tokens, 2, 8]);
+        panic_of(|| attend(new(), states(), states(), &metadata));
+        panic_of(|| append([states(), states()], [new(), new()], &metadata));
+    }
+    assert!(panic_of(|| flex_metadata(&[row(1, 0, 1), row(0, 0, 1), row(1, 3, 1)])).contains("a slot for each"));
 }
 
 #[test]
@@ -401,21 +441,19 @@ fn groups_of_tiny_weights_are_quantized_alike_by_kernel_and_default_body() {
 /// An infinite key would get a score of minus infinity, and be as if it were not there.
 pub fn check_overflow(device: &Device) {
     for time in [1, 5, 20] {
-        let new = |values: Vec<f32>| {
-            let [first, rest] = [values[0], values[1]];
+        let new = |[first, rest]: [f32; 2]| {
             let values = [vec![first; 4], vec![rest; 4 * (time - 1)]].concat();
-            Tensor::<4>::from_data(TensorData::new(values, [1, 1, time, 4]), device)
+            Tensor::<3>::from_data(TensorData::new(values, [time, 1, 4]), device)
         };
-        let past = || Tensor::<1, Int>::from_data([0_i32], (device, DType::I32));
+        let metadata = AttentionMetadata::new(vec![PackedRow { slot: 0, context_len: 0, query_len: time }], device);
         let buffer = || Tensor::<4>::ones([1, 1, 32, 4], (device, DType::F16));
         for (key, is_kept) in [(65_500.0, true), (70_000.0, false), (-70_000.0, false), (1e30, false)] {
-            let buffers = append([buffer(), buffer()], [new(vec![key, 0.5]), new(vec![1.0, 2.0])], None, &[0], &[time]);
-            let [keys, values] = buffers;
-            let query = new(vec![-key.signum(), -key.signum()]);
-            let found = attend(query, keys, values, past()).try_into_vec_as::<f32>().unwrap();
+            let [keys, values] = append([buffer(), buffer()], [new([key, 0.5]), new([1.0, 2.0])], &metadata);
+            let query = new([-key.signum(), -key.signum()]);
+            let found = attend(query, keys, values, &metadata).try_into_vec_as::<f32>().unwrap();
             assert!(found.iter().all(|x| x.is_finite() == is_kept), "{key} of {time}: {found:?}");
         }
-        let [_, values] = append([buffer(), buffer()], [new(vec![1.0, 2.0]), new(vec![1e6, 1.0])], None, &[0], &[time]);
+        let [_, values] = append([buffer(), buffer()], [new([1.0, 2.0]), new([1e6, 1.0])], &metadata);
         let values = values.cast(DType::F32).try_into_vec_as::<f32>().unwrap();
         assert!(values[..4].iter().all(|x| x.is_nan()) && values[4..].iter().all(|x| x.is_finite()), "{values:?}");
     }

@@ -68,6 +68,14 @@ impl Sampling {
         )
     }
 
+    /// Whether the token is the first of the largest logits as they are, so that whoever finds that one, a GPU for instance,
+    /// needs neither the others nor the text.
+    pub fn is_argmax(&self) -> bool {
+        // Every parameter by name: one that is added has to be thought of here. The likeliest token passes each filter.
+        let Self { temperature, top_k: _, top_p: _, min_p: _, repetition_penalty } = *self;
+        temperature == 0.0 && repetition_penalty == 1.0
+    }
+
     /// The distribution of the next token: `logits` has one entry for each id, `previous` the ids of the text so far.
     ///
     /// # Errors
@@ -78,7 +86,7 @@ impl Sampling {
         self.validate()?;
         let most = largest(logits);
         let most = most.ok_or_else(|| Error::mismatch("logits", "numbers, the largest of them finite", "others"))?;
-        if self.temperature == 0.0 && self.repetition_penalty == 1.0 {
+        if self.is_argmax() {
             // The first of the largest, without a list of all.
             let best = logits.iter().position(|logit| *logit == most).unwrap_or(0);
             return Ok(Distribution { ids: vec![best as u32], probs: vec![1.0] });
@@ -312,6 +320,19 @@ mod tests {
         let distribution = Sampling::greedy().distribution(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[]).unwrap();
         assert_eq!(distribution.ids(), [1]);
         assert_eq!(distribution.sample(0.999), 1);
+    }
+
+    /// The largest logit is enough only where neither the text nor chance has a say.
+    #[test]
+    fn a_penalty_or_a_temperature_is_no_argmax() {
+        let greedy = Sampling::greedy();
+        assert!(greedy.is_argmax());
+        assert!(Sampling { top_k: Some(3), top_p: 0.5, min_p: 0.5, ..greedy }.is_argmax());
+        for other in [Sampling::default(), Sampling { repetition_penalty: 1.5, ..greedy }] {
+            assert!(!other.is_argmax(), "{other:?}");
+        }
+        let chosen = Sampling { repetition_penalty: 1.5, ..greedy }.distribution(&[1.0, 1.2], &[1]).unwrap();
+        assert_eq!(chosen.ids(), [0]);
     }
 
     #[test]

@@ -2,20 +2,21 @@
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::backends::{append, has_kernels};
-use crate::model::attention::Segment;
+use super::States;
+use super::states::{rectangle, rounded};
+use crate::backends::{AttentionMetadata, PackedRow, append, has_kernels};
 
 /// The buffers of one layer, `[rows, heads, capacity, head_dim]` each; none before the first append to a growing
 /// cache.
 #[derive(Debug, Default)]
 pub struct LayerCache {
-    held: Option<Segment>,
+    held: Option<States>,
 }
 
 impl LayerCache {
     pub fn preallocated(shape: [usize; 4], dtype: DType, device: &Device) -> Self {
         let buffer = || written_buffer(shape, dtype, device);
-        Self { held: Some(Segment { keys: buffer(), values: buffer() }) }
+        Self { held: Some(States { keys: buffer(), values: buffer() }) }
     }
 
     pub fn bytes(&self) -> usize {
@@ -28,13 +29,18 @@ impl LayerCache {
         self.held.as_ref().map_or(0, |held| held.keys.dims()[2])
     }
 
+    /// Rows of the buffers, if there are some.
+    pub fn rows(&self) -> Option<usize> {
+        self.held.as_ref().map(|held| held.keys.dims()[0])
+    }
+
     pub fn buffers(&self) -> Option<(Tensor<4>, Tensor<4>)> {
         self.held.as_ref().map(|held| (held.keys.clone(), held.values.clone()))
     }
 
     /// Replaces the rows by the selected ones.
     pub fn select(&mut self, rows: &Tensor<1, Int>) {
-        self.held = self.held.take().map(|held| Segment {
+        self.held = self.held.take().map(|held| States {
             keys: held.keys.select(0, rows.clone()),
             values: held.values.select(0, rows.clone()),
         });
@@ -42,7 +48,7 @@ impl LayerCache {
 
     /// Makes the buffers `capacity` long, with what they hold up to `filled` in them.
     pub fn extend(&mut self, filled: usize, capacity: usize) {
-        self.held = self.held.take().map(|held| Segment {
+        self.held = self.held.take().map(|held| States {
             keys: extend(held.keys, filled, capacity),
             values: extend(held.values, filled, capacity),
         });
@@ -50,7 +56,7 @@ impl LayerCache {
 
     /// Writes `new`, `[1, H, n, D]`, over the beginning of a row of buffers of `shape`, which are made if there are none
     /// and lengthened if they are shorter.
-    pub fn write_row(&mut self, row: usize, new: Segment, shape: [usize; 4], filled: usize) {
+    pub fn write_row(&mut self, row: usize, new: States, shape: [usize; 4], filled: usize) {
         let [_, heads, len, head_dim] = new.keys.dims();
         if self.held.is_none() {
             *self = Self::preallocated(shape, new.keys.dtype(), &new.keys.device());
@@ -60,28 +66,28 @@ impl LayerCache {
                 let capacity = buffer.dims()[2].max(len);
                 extend(buffer, filled, capacity).slice_assign([row..row + 1, 0..heads, 0..len, 0..head_dim], new)
             };
-            Segment { keys: write(held.keys, new.keys), values: write(held.values, new.values) }
+            States { keys: write(held.keys, new.keys), values: write(held.values, new.values) }
         });
     }
 
     /// Buffers of `shape` that hold the parts `rows[b]`, `[1, H, n, D]` each, one after the other from the beginning of each
     /// row on.
-    pub fn with_rows(rows: &[Vec<Segment>], shape: [usize; 4], dtype: DType, device: &Device) -> Self {
+    pub fn with_rows(rows: &[Vec<States>], shape: [usize; 4], dtype: DType, device: &Device) -> Self {
         // All of it is written below, and once.
-        let write =
-            |part: Part| write_rows(Tensor::empty(shape, (device, dtype)), rows, &vec![0; rows.len()], part, true);
-        Self { held: Some(Segment { keys: write(|part| &part.keys), values: write(|part| &part.values) }) }
+        let places: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, 0)).collect();
+        let write = |part: Part| write_rows(Tensor::empty(shape, (device, dtype)), rows, &places, part, true);
+        Self { held: Some(States { keys: write(|part| &part.keys), values: write(|part| &part.values) }) }
     }
 
-    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row, into
-    /// buffers that are lengthened if they are shorter than `capacity`.
-    pub fn append_rows(&mut self, rows: &[Vec<Segment>], lens: &[usize], capacity: usize) {
-        let filled = lens.iter().copied().max().unwrap_or(0);
+    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other to `places[b]`, a row of the buffers and the first
+    /// position in it, into buffers that are lengthened if they are shorter than `capacity`.
+    pub fn append_rows(&mut self, rows: &[Vec<States>], places: &[(usize, usize)], capacity: usize) {
+        let filled = places.iter().map(|(_, len)| *len).max().unwrap_or(0);
         self.held = self.held.take().map(|held| {
             let capacity = held.keys.dims()[2].max(capacity);
             let write =
-                |buffer: Tensor<4>, part: Part| write_rows(extend(buffer, filled, capacity), rows, lens, part, false);
-            Segment { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
+                |buffer: Tensor<4>, part: Part| write_rows(extend(buffer, filled, capacity), rows, places, part, false);
+            States { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
         });
     }
 
@@ -90,34 +96,46 @@ impl LayerCache {
         self.held.is_some()
     }
 
-    /// Writes `new` in place behind `lens`, which are `past` on the device if that is there, and returns the buffers: of
-    /// kernels, which find what is filled by the lengths, as a whole, and else as far as they are filled.
-    pub fn write(
-        &mut self,
-        new: Segment,
-        past: Option<&Tensor<1, Int>>,
-        lens: &[usize],
-        new_lens: &[usize],
-    ) -> Segment {
+    /// Writes `new`, `[N, H, D]` both, in place where its rows' contexts end, and returns the buffers.
+    pub fn write(&mut self, new: [Tensor<3>; 2], metadata: &AttentionMetadata) -> States {
         // Taken out, so that no second reference makes the assignment copy the buffer.
         let held = self.held.take().expect("a preallocated layer has its buffers from the start");
-        let held = assign(held, new, past, lens, new_lens);
+        let held = assign(held, new, metadata);
         self.held = Some(held.clone());
-        match past {
-            Some(_) => held,
-            None => {
-                let filled = longest(lens, new_lens);
-                Segment { keys: held.keys.narrow(2, 0, filled), values: held.values.narrow(2, 0, filled) }
-            }
-        }
+        held
     }
 
-    /// Makes new buffers that hold the old rows with `new` behind them, and returns them.
-    pub fn grow(&mut self, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
-        let held = match self.held.take().filter(|_| lens.iter().any(|len| *len > 0)) {
-            // Buffers of their own: a view would keep what it is a part of.
-            None => Segment { keys: own(new.keys), values: own(new.values) },
-            Some(held) => concatenate(held, new, lens, new_lens),
+    /// The old rows, of `lens` positions, with `new`, `[N, H, D]` both, behind them: in new buffers, unless the old ones are just as
+    /// long.
+    pub fn grow(&mut self, new: [Tensor<3>; 2], dtype: DType, lens: &[usize], metadata: &AttentionMetadata) -> States {
+        let held = self.held.take().filter(|_| lens.iter().any(|len| *len > 0));
+        let held = match (held, metadata.groups().as_slice()) {
+            // All rows grow alike: what is new stands behind what there is.
+            (held, [group]) if group.rows.len() == lens.len() && is_uniform(lens) => {
+                let [keys, values] = new.map(|new| rounded(rectangle(&new, group), dtype));
+                match held {
+                    // Buffers of their own: a view would keep what it is a part of.
+                    None => States { keys: own(keys), values: own(values) },
+                    Some(held) => {
+                        let behind = |held: Tensor<4>, new| Tensor::cat(vec![held.narrow(2, 0, lens[0]), new], 2);
+                        States { keys: behind(held.keys, keys), values: behind(held.values, values) }
+                    }
+                }
+            }
+            (held, _) => {
+                let [_, heads, head_dim] = new[0].dims();
+                let seq_lens = metadata.rows().iter().map(PackedRow::seq_len);
+                let longest = seq_lens.chain(lens.iter().copied()).max().unwrap_or(0);
+                let filled = lens.iter().copied().max().unwrap_or(0);
+                let longer = match held {
+                    None => Self::preallocated([lens.len(), heads, longest, head_dim], dtype, &new[0].device()).held,
+                    Some(held) => Some(States {
+                        keys: extend(held.keys, filled, longest),
+                        values: extend(held.values, filled, longest),
+                    }),
+                };
+                assign(longer.expect("there are buffers"), new, metadata)
+            }
         };
         self.held = Some(held.clone());
         held
@@ -151,18 +169,24 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
 }
 
 /// The keys or the values of a segment.
-type Part = fn(&Segment) -> &Tensor<4>;
+type Part = fn(&States) -> &Tensor<4>;
 
-/// Writes parts, `[1, H, n, D]` each, one after the other behind the `lens[b]` positions of each row, and then, if `to_the_end`,
-/// something finite.
-fn write_rows(buffer: Tensor<4>, rows: &[Vec<Segment>], lens: &[usize], part: Part, to_the_end: bool) -> Tensor<4> {
+/// Writes parts, `[1, H, n, D]` each, one after the other to `places[b]`, a row and the first position in it, and then, if
+/// `to_the_end`, something finite.
+fn write_rows(
+    buffer: Tensor<4>,
+    rows: &[Vec<States>],
+    places: &[(usize, usize)],
+    part: Part,
+    to_the_end: bool,
+) -> Tensor<4> {
     let shape = buffer.dims();
     let [batch, heads, capacity, head_dim] = shape;
     let one = Tensor::<2>::ones([1, 1], (&buffer.device(), buffer.dtype()));
     // As a matrix, all positions of a head lie in one stretch of memory and are copied at once.
     let mut flat: Tensor<2> = buffer.reshape([batch * heads, capacity * head_dim]);
-    for (row, (parts, &len)) in rows.iter().zip(lens).enumerate() {
-        let heads_of_row = row * heads..(row + 1) * heads;
+    for (parts, &(slot, len)) in rows.iter().zip(places) {
+        let heads_of_row = slot * heads..(slot + 1) * heads;
         let mut start = len * head_dim;
         for part in parts.iter().map(part) {
             let end = start + part.dims()[2] * head_dim;
@@ -178,56 +202,37 @@ fn write_rows(buffer: Tensor<4>, rows: &[Vec<Segment>], lens: &[usize], part: Pa
     flat.reshape(shape)
 }
 
-/// Length of the longest row once the new tokens are in.
-fn longest(lens: &[usize], new_lens: &[usize]) -> usize {
-    lens.iter().zip(new_lens).map(|(held, new)| held + new).max().unwrap_or(0)
-}
-
 fn is_uniform(lens: &[usize]) -> bool {
     lens.iter().all(|len| *len == lens[0])
 }
 
-/// `buffer[b, :, lens[b]..lens[b] + new_lens[b]] = new[b, :, ..new_lens[b]]`, of keys and of values.
-fn assign(
-    buffers: Segment,
-    new: Segment,
-    past: Option<&Tensor<1, Int>>,
-    lens: &[usize],
-    new_lens: &[usize],
-) -> Segment {
+/// `buffers` with `new`, `[N, H, D]`, of keys and of values, where the contexts of its rows end.
+fn assign(buffers: States, new: [Tensor<3>; 2], metadata: &AttentionMetadata) -> States {
     if has_kernels(&buffers.keys.device()) {
-        let (buffers, new) = ([buffers.keys, buffers.values], [new.keys, new.values]);
-        let [keys, values] = append(buffers, new, past, lens, new_lens);
-        return Segment { keys, values };
+        // They round what they write.
+        let [keys, values] = append([buffers.keys, buffers.values], new, metadata);
+        return States { keys, values };
     }
-    let keys = assign_each(buffers.keys, new.keys, lens, new_lens);
-    Segment { keys, values: assign_each(buffers.values, new.values, lens, new_lens) }
+    let [new_keys, new_values] = new;
+    States {
+        keys: assign_each(buffers.keys, new_keys, metadata),
+        values: assign_each(buffers.values, new_values, metadata),
+    }
 }
 
-fn assign_each(buffer: Tensor<4>, new: Tensor<4>, lens: &[usize], new_lens: &[usize]) -> Tensor<4> {
-    let [batch, heads, _, head_dim] = new.dims();
-    if is_uniform(lens) && is_uniform(new_lens) {
-        let positions = lens[0]..lens[0] + new_lens[0];
-        return buffer.slice_assign([0..batch, 0..heads, positions, 0..head_dim], new);
-    }
-    let rows = lens.iter().zip(new_lens).enumerate();
-    rows.fold(buffer, |buffer, (row, (&len, &new_len))| {
-        let part = new.clone().slice([row..row + 1, 0..heads, 0..new_len, 0..head_dim]);
-        buffer.slice_assign([row..row + 1, 0..heads, len..len + new_len, 0..head_dim], part)
+fn assign_each(buffer: Tensor<4>, new: Tensor<3>, metadata: &AttentionMetadata) -> Tensor<4> {
+    let [_, heads, head_dim] = new.dims();
+    let new = rounded(new, buffer.dtype());
+    metadata.groups().iter().fold(buffer, |buffer, group| {
+        let (new, rows) = (rectangle(&new, group), &metadata.rows()[group.rows.clone()]);
+        if rows.iter().all(|row| row.context_len == rows[0].context_len) {
+            let positions = rows[0].context_len..rows[0].seq_len();
+            return buffer.slice_assign([group.slots.clone(), 0..heads, positions, 0..head_dim], new);
+        }
+        rows.iter().enumerate().fold(buffer, |buffer, (index, row)| {
+            let positions = row.context_len..row.seq_len();
+            let part = new.clone().narrow(0, index, 1);
+            buffer.slice_assign([row.slot..row.slot + 1, 0..heads, positions, 0..head_dim], part)
+        })
     })
-}
-
-/// New tensors that hold `lens[b]` old positions of each row and `new_lens[b]` new ones behind them.
-fn concatenate(held: Segment, new: Segment, lens: &[usize], new_lens: &[usize]) -> Segment {
-    let old = lens.iter().copied().max().unwrap_or(0);
-    let (keys, values) = (held.keys.narrow(2, 0, old), held.values.narrow(2, 0, old));
-    let behind = |held: Tensor<4>, new: Tensor<4>| Tensor::cat(vec![held, new], 2);
-    if is_uniform(lens) && is_uniform(new_lens) {
-        return Segment { keys: behind(keys, new.keys), values: behind(values, new.values) };
-    }
-    let [batch, heads, _, head_dim] = new.keys.dims();
-    let spare = [batch, heads, longest(lens, new_lens) - old, head_dim];
-    let spare: Tensor<4> = Tensor::zeros(spare, (&new.keys.device(), new.keys.dtype()));
-    let longer = Segment { keys: behind(keys, spare.clone()), values: behind(values, spare) };
-    assign(longer, new, None, lens, new_lens)
 }

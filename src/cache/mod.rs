@@ -2,15 +2,17 @@
 
 mod layer;
 mod segment;
+mod states;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
+use crate::backends::AttentionMetadata;
+use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::model::attention::Segment;
-use crate::model::is_same_device;
-use crate::{Error, Gpt2, Gpt2Config, MemoryLimit, Result};
+use crate::{Error, Gpt2Config, MemoryLimit, Result};
 use layer::LayerCache;
 pub use segment::KvSegment;
+pub(crate) use states::{States, rectangle};
 
 /// How a cache holds its keys and values.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -27,11 +29,13 @@ pub enum CacheStorage {
 ///
 /// Row `b` holds positions `0..len(b)`. What a buffer holds behind a row's length means nothing and is never seen.
 /// There is no `Clone`, which would hide a copy of everything: [`fork`](Self::fork) and [`gather`](Self::gather) copy
-/// rows when that is wanted.
+/// rows when that is wanted. [`remove`](Self::remove) copies none: the row's slot in the buffers stays empty.
 #[derive(Debug)]
 pub struct KvCache {
     layers: Vec<LayerCache>,
     lens: Vec<usize>,
+    /// Which of the buffers' rows each row is. In a growing cache, row b is the buffers' row b.
+    slots: Vec<usize>,
     storage: CacheStorage,
     capacity: usize,
     /// Layers, heads, width of a head and positions of the model that this cache is for.
@@ -106,6 +110,7 @@ impl KvCache {
         let mut cache = Self {
             layers: Vec::new(),
             lens: Vec::new(),
+            slots: Vec::new(),
             storage,
             capacity,
             shape,
@@ -123,6 +128,7 @@ impl KvCache {
             })
             .collect();
         cache.lens = vec![0; batch];
+        cache.slots = (0..batch).collect();
         Ok(cache)
     }
 
@@ -148,6 +154,16 @@ impl KvCache {
     /// Positions for which the buffers have room.
     fn positions(&self) -> usize {
         self.layers.iter().map(LayerCache::positions).max().unwrap_or(0)
+    }
+
+    /// Rows of the buffers, those of rows that were removed included.
+    fn buffer_rows(&self) -> usize {
+        self.layers.first().and_then(LayerCache::rows).unwrap_or(self.lens.len())
+    }
+
+    /// Which of the buffers' rows each row is.
+    pub(crate) fn slots(&self) -> &[usize] {
+        &self.slots
     }
 
     /// How keys and values are held.
@@ -237,7 +253,7 @@ impl KvCache {
         let blocks = (capacity - self.capacity).div_ceil(Self::BLOCK);
         let capacity = (self.capacity + blocks * Self::BLOCK).min(n_positions);
         if self.storage == CacheStorage::Preallocated {
-            self.check_buffers(self.batch(), capacity)?;
+            self.check_buffers(self.buffer_rows(), capacity)?;
             let filled = self.longest();
             self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
         }
@@ -273,11 +289,12 @@ impl KvCache {
         // Made only where a growing cache holds nothing yet.
         let shape = [self.batch(), heads, len, head_dim];
         let filled = self.longest();
+        let other_slot = other.slots[from];
         for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
             if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
-                let part = |buffer: Tensor<4>| buffer.narrow(0, from, 1).narrow(2, 0, len);
-                let new = Segment { keys: part(keys), values: part(values) };
-                layer.write_row(row, new.rounded(self.dtype), shape, filled);
+                let part = |buffer: Tensor<4>| buffer.narrow(0, other_slot, 1).narrow(2, 0, len);
+                let new = States { keys: part(keys), values: part(values) };
+                layer.write_row(self.slots[row], new.rounded(self.dtype), shape, filled);
             }
         }
         self.lens[row] = len;
@@ -303,6 +320,35 @@ impl KvCache {
         self.gather(&rows)
     }
 
+    /// Takes row `row` out; those behind it move up. Nothing is copied, and its memory stays reserved; a growing cache, which copies
+    /// everything with each token anyhow, gives it back.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] if there is no such row; [`Error::OutOfMemory`] if a growing cache has no room for what it copies. The
+    /// cache is then as it was.
+    pub fn remove(&mut self, row: usize) -> Result<()> {
+        let rows = self.batch();
+        if row >= rows {
+            return Err(Error::mismatch("row of the cache", format!("less than {rows}"), row));
+        }
+        match self.storage {
+            CacheStorage::Growing if rows > 1 => {
+                self.gather(&(0..rows).filter(|&kept| kept != row).collect::<Vec<_>>())
+            }
+            CacheStorage::Growing => {
+                self.layers.fill_with(LayerCache::default);
+                (self.lens, self.slots) = (Vec::new(), Vec::new());
+                Ok(())
+            }
+            CacheStorage::Preallocated => {
+                self.lens.remove(row);
+                self.slots.remove(row);
+                Ok(())
+            }
+        }
+    }
+
     /// Makes row `i` what row `rows[i]` was: rows can be reordered, repeated and left out.
     ///
     /// # Errors
@@ -316,23 +362,23 @@ impl KvCache {
         if let Some(&row) = rows.iter().find(|row| **row >= self.batch()) {
             return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
         }
-        if rows.iter().copied().eq(0..self.batch()) {
+        if rows.iter().copied().eq(0..self.batch()) && self.buffer_rows() == self.batch() {
             return Ok(());
         }
         self.check_buffers(rows.len(), self.positions())?;
-        let indices: Vec<i32> = rows.iter().map(|&row| row as i32).collect();
+        let indices: Vec<i32> = rows.iter().map(|&row| self.slots[row] as i32).collect();
         let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
         for layer in &mut self.layers {
             layer.select(&indices);
         }
         self.lens = rows.iter().map(|&row| self.lens[row]).collect();
+        self.slots = (0..rows.len()).collect();
         Ok(())
     }
 
-    /// Checks that `new_lens[b]` tokens can be appended to each row `b` by this model.
-    pub(crate) fn check_append(&self, model: &Gpt2, new_lens: &[usize]) -> Result<()> {
-        let (config, device) = (model.config(), model.device());
-        if !is_same_device(&device, &self.device) {
+    /// Checks that `query_lens[b]` tokens can be appended to each row `b` by a model of this shape on this device.
+    pub(crate) fn check_append(&self, config: &Gpt2Config, device: &Device, query_lens: &[usize]) -> Result<()> {
+        if !is_same_device(device, &self.device) {
             return Err(Error::mismatch("device of the cache", format!("{device:?}"), format!("{:?}", self.device)));
         }
         let shape = [config.n_layer, config.n_head, config.head_dim(), config.n_positions];
@@ -340,10 +386,10 @@ impl KvCache {
             let what = "[layers, heads, width of a head, positions] of the cache";
             return Err(Error::mismatch(what, format!("{shape:?}"), format!("{:?}", self.shape)));
         }
-        if new_lens.len() != self.batch() {
-            return Err(Error::mismatch("rows of new tokens", self.batch(), new_lens.len()));
+        if query_lens.len() != self.batch() {
+            return Err(Error::mismatch("rows of new tokens", self.batch(), query_lens.len()));
         }
-        for (row, (&held, &new)) in self.lens.iter().zip(new_lens).enumerate() {
+        for (row, (&held, &new)) in self.lens.iter().zip(query_lens).enumerate() {
             let tokens = held + new;
             if tokens > config.n_positions {
                 return Err(Error::ContextOverflow { row, tokens, n_positions: config.n_positions });
@@ -355,7 +401,7 @@ impl KvCache {
         match self.storage {
             CacheStorage::Preallocated => Ok(()),
             CacheStorage::Growing => {
-                let tokens = self.lens.iter().zip(new_lens).map(|(held, new)| held + new);
+                let tokens = self.lens.iter().zip(query_lens).map(|(held, new)| held + new);
                 self.check_buffers(self.batch(), tokens.max().unwrap_or(0))
             }
         }
@@ -366,29 +412,21 @@ impl KvCache {
         self.limit
     }
 
-    /// Writes the new keys and values, `[B, H, T, D]`, of one layer behind what each row holds, and returns all of
-    /// them in the cache's element type, `[B, H, L, D]`. L is the longest row, or the capacity if there is a `past`, the rows'
-    /// lengths on the device: whoever gives that reads by it. The lengths change only with [`advance`](Self::advance).
-    pub(crate) fn append(
-        &mut self,
-        layer: usize,
-        new: Segment,
-        past: Option<&Tensor<1, Int>>,
-        new_lens: &[usize],
-    ) -> Segment {
+    /// Writes the new keys and values, `[N, H, D]`, of one layer behind what each row holds, and returns the layer's buffers in
+    /// the cache's element type, `[S, H, L, D]`: L is at least what the longest row with new tokens has then. The lengths change
+    /// only with [`advance`](Self::advance).
+    pub(crate) fn append(&mut self, layer: usize, new: [Tensor<3>; 2], metadata: &AttentionMetadata) -> States {
         let layer = &mut self.layers[layer];
-        match (self.storage, past) {
-            // Kernels round what they write.
-            (CacheStorage::Preallocated, Some(_)) => layer.write(new, past, &self.lens, new_lens),
-            (CacheStorage::Preallocated, None) => layer.write(new.rounded(self.dtype), None, &self.lens, new_lens),
-            (CacheStorage::Growing, _) => layer.grow(new.rounded(self.dtype), &self.lens, new_lens),
+        match self.storage {
+            CacheStorage::Preallocated => layer.write(new, metadata),
+            CacheStorage::Growing => layer.grow(new, self.dtype, &self.lens, metadata),
         }
     }
 
-    /// Makes the tokens that were appended to every layer count.
-    pub(crate) fn advance(&mut self, new_lens: &[usize]) {
-        for (len, new) in self.lens.iter_mut().zip(new_lens) {
-            *len += new;
+    /// Makes the tokens that were appended to every layer count: so many of each of these rows.
+    pub(crate) fn advance(&mut self, new: impl IntoIterator<Item = (usize, usize)>) {
+        for (row, tokens) in new {
+            self.lens[row] += tokens;
         }
     }
 

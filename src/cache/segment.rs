@@ -7,23 +7,22 @@ use std::sync::Arc;
 use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::{LayerCache, own};
-use super::{CacheStorage, KvCache};
+use super::{CacheStorage, KvCache, States};
+use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::model::attention::Segment;
-use crate::model::is_same_device;
 use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
 
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
 pub struct KvSegment {
     /// `[layers, H, n, D]` both.
-    states: Arc<Segment>,
+    states: Arc<States>,
 }
 
 impl KvSegment {
     /// From keys and values of all layers, `[layers, H, n, D]`, in memory of their own.
     pub(crate) fn new(keys: Tensor<4>, values: Tensor<4>) -> Self {
-        Self { states: Arc::new(Segment { keys, values }) }
+        Self { states: Arc::new(States { keys, values }) }
     }
 
     /// Number of tokens.
@@ -60,9 +59,9 @@ impl KvSegment {
     }
 
     /// The first tokens' keys and values in one layer, `[1, H, tokens, D]`, copied.
-    fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> Segment {
+    fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> States {
         let part = |all: &Tensor<4>| own(all.clone().narrow(0, layer, 1).narrow(2, 0, tokens));
-        Segment { keys: part(self.keys()), values: part(self.values()) }.rounded(dtype)
+        States { keys: part(self.keys()), values: part(self.values()) }.rounded(dtype)
     }
 
     /// `[layers, heads, width of a head]`, and where it is.
@@ -90,7 +89,7 @@ impl KvCache {
         let [layers, heads, head_dim, _] = self.shape;
         let bytes = product([layers, heads, positions.len(), head_dim, self.dtype.size()]);
         check_buffer("bytes of a segment's keys", bytes, &self.device)?;
-        let part = |all: Tensor<4>| all.narrow(0, row, 1).narrow(2, positions.start, positions.len());
+        let part = |all: Tensor<4>| all.narrow(0, self.slots[row], 1).narrow(2, positions.start, positions.len());
         let buffers = self.layers.iter().filter_map(LayerCache::buffers);
         let (keys, values): (Vec<_>, Vec<_>) = buffers.map(|(keys, values)| (part(keys), part(values))).unzip();
         Ok(KvSegment::new(stack(&keys), stack(&values)))
@@ -136,20 +135,21 @@ impl KvCache {
             CacheStorage::Growing => lens.iter().copied().max().unwrap_or(0),
         };
         if self.layers.iter().any(|layer| layer.positions() < positions) {
-            self.check_buffers(self.batch(), positions)?;
+            self.check_buffers(self.buffer_rows(), positions)?;
         }
         let shape = [self.batch(), heads, positions, head_dim];
+        let places: Vec<(usize, usize)> = self.slots.iter().copied().zip(self.lens.iter().copied()).collect();
         let fill = |(index, layer): (usize, &mut LayerCache)| {
             // Rows that begin alike have the same segments: each is brought into the buffers' form once.
-            let mut known: HashMap<(*const Segment, usize), Segment> = HashMap::new();
+            let mut known: HashMap<(*const States, usize), States> = HashMap::new();
             let mut part = |(segment, tokens): &(KvSegment, usize)| {
                 let key = (Arc::as_ptr(&segment.states), *tokens);
                 known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.dtype)).clone()
             };
-            let rows: Vec<Vec<Segment>> =
+            let rows: Vec<Vec<States>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
             match layer.is_made() {
-                true => layer.append_rows(&rows, &self.lens, positions),
+                true => layer.append_rows(&rows, &places, positions),
                 false => *layer = LayerCache::with_rows(&rows, shape, self.dtype, &self.device),
             }
         };

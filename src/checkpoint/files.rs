@@ -1,13 +1,14 @@
 //! Which files a path means.
 
 use std::fs::File;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use super::names::Layout;
 use super::pytorch::PytorchSource;
 use super::safetensors::SafetensorsSource;
 use super::shards::ShardedSource;
 use super::source::TensorSource;
+use super::text::read_text;
 use super::{Checkpoint, nanogpt};
 use crate::{Error, Gpt2Config, Result};
 
@@ -74,14 +75,4 @@ fn open_pytorch(path: &Path) -> Result<Box<dyn TensorSource>> {
 
 fn sharded(index: &Path, open: fn(&Path) -> Result<Box<dyn TensorSource>>) -> Result<Box<dyn TensorSource>> {
     Ok(Box::new(ShardedSource::open(index, open)?))
-}
-
-/// Reads a text file; one that is not UTF-8 is an error of its own.
-pub fn read_text(path: &Path) -> Result<String> {
-    let path = PathBuf::from(path);
-    let bytes = std::fs::read(&path).map_err(|source| Error::Io { path: path.clone(), source })?;
-    String::from_utf8(bytes).map_err(|error| Error::Checkpoint {
-        path,
-        reason: format!("not UTF-8: byte {} is invalid", error.utf8_error().valid_up_to()),
-    })
 }

@@ -27,6 +27,8 @@ mod save;
 #[cfg(feature = "files")]
 mod shards;
 mod source;
+#[cfg(feature = "files")]
+mod text;
 
 use std::io::Cursor;
 use std::path::PathBuf;

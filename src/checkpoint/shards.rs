@@ -21,7 +21,7 @@ impl Index {
     /// Reads an index. A file name that leads out of the folder is refused, before anything is done with it.
     pub fn read(path: &Path) -> Result<Self> {
         let damaged = |reason: String| Error::Checkpoint { path: path.to_owned(), reason };
-        let text = super::files::read_text(path)?;
+        let text = super::text::read_text(path)?;
         let index: Self =
             serde_json::from_str(&text).map_err(|error| damaged(format!("not an index of shards: {error}")))?;
         if index.weight_map.is_empty() {

@@ -10,7 +10,7 @@ use super::{Completion, ContextEnd, Decoder, FinishReason, GenerateRequest, Gene
 use super::{TokenEvent, TokenLogprobs};
 use crate::contexts::Contexts;
 use crate::prefix::{Plan, Prefixes};
-use crate::sampling::{Purpose, Sampling, log_softmax, uniform};
+use crate::sampling::{Purpose, log_softmax, uniform};
 use crate::speculative::proposer::{DraftRow, Proposal, Rules};
 use crate::speculative::verifier::Verified;
 use crate::speculative::{DraftCaches, Judged, Speculating, SpeculationReport};
@@ -212,20 +212,22 @@ impl<'a> Generation<'a> {
             }
         };
         self.note_kv_bytes();
-        let computed = self.contexts.computed();
-        (self.report.computed_tokens, self.report.padding_tokens) = (computed.tokens, computed.padding);
+        self.report.computed_tokens = self.contexts.computed().tokens;
         self.state = State::Decode;
-        let kept: Vec<usize> = (0..live.len()).filter(|&at| self.rows[live[at]].finish.is_none()).collect();
         if self.request.keep_generated {
             self.keep_finished(&live)?;
         }
+        let (kept, finished): (Vec<usize>, Vec<usize>) =
+            (0..live.len()).partition(|&at| self.rows[live[at]].finish.is_none());
         self.live = kept.iter().map(|&at| live[at]).collect();
         if kept.is_empty() {
             self.state = State::Done;
         } else {
-            // A finished row is not computed any more; that costs a copy of the others.
-            self.contexts.gather(&kept)?;
-            self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.gather(&kept))?;
+            // A finished row is not computed any more; the last one first, since those behind it move up.
+            for &at in finished.iter().rev() {
+                self.contexts.remove(at)?;
+                self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.remove(at))?;
+            }
             self.note_kv_bytes();
             self.cut_back()?;
         }
@@ -274,9 +276,8 @@ impl<'a> Generation<'a> {
 
     /// Steps that can be taken before any of their tokens is looked at; 0 if it has to be looked at each.
     fn steps_ahead(&self) -> usize {
-        let Sampling { temperature, repetition_penalty, .. } = self.request.sampling;
-        let is_greedy = temperature == 0.0 && repetition_penalty == 1.0 && self.request.logprobs.is_none();
-        if !is_greedy || self.speculating.is_some() || !self.contexts.can_run_ahead() {
+        let is_argmax = self.request.sampling.is_argmax() && self.request.logprobs.is_none();
+        if !is_argmax || self.speculating.is_some() || !self.contexts.can_run_ahead() {
             return 0;
         }
         let n_positions = self.generator.model.config().n_positions;

@@ -108,9 +108,6 @@ pub struct Report {
     pub new_tokens: usize,
     /// Tokens that went through the model, prompts and new ones; a cache is there to make them few.
     pub computed_tokens: usize,
-    /// Places that were computed in vain, behind the ends of rows that were shorter than others in the same forward: prompts
-    /// of unequal length make them, decoding does not.
-    pub padding_tokens: usize,
     /// Seconds from the start to the first token of every row: the time to first token.
     pub prefill_seconds: f64,
     /// Seconds of everything after that: the sum of the steps'.

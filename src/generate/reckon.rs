@@ -29,7 +29,9 @@ const EVENTS: usize = 9;
 struct Sizes {
     prompts: usize,
     samples: usize,
-    /// Of the longest prompt, what stands in the context.
+    /// Of all prompts, what stands in the context.
+    prompt_tokens: usize,
+    /// Of the longest prompt, the same.
     longest: usize,
     /// Tokens that a row can hold.
     capacity: usize,
@@ -66,6 +68,7 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
     let sizes = Sizes {
         prompts: prompts.len(),
         samples: request.num_samples,
+        prompt_tokens: windows(request, prompts, n_positions).fold(0, usize::saturating_add),
         longest,
         capacity: capacity(request, prompts, n_positions),
         drafted,
@@ -105,7 +108,12 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
 
 /// What stands in the context of the longest prompt.
 fn longest(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
-    prompts.iter().map(|ids| request.on_context_end.window(ids.len(), n_positions)).max().unwrap_or(0)
+    windows(request, prompts, n_positions).max().unwrap_or(0)
+}
+
+/// What stands in the context of each prompt.
+fn windows(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> impl Iterator<Item = usize> {
+    prompts.iter().map(move |ids| request.on_context_end.window(ids.len(), n_positions))
 }
 
 /// Tokens that a row's cache has room for.
@@ -134,15 +142,15 @@ impl Sizes {
         let model = &generator.model;
         let (rows, logits) = (self.rows(), product([self.rows(), sum([self.drafted, 1])]));
         let Some(storage) = generator.decoder.storage() else {
-            let all = ForwardSize { rows, new: self.capacity, keys: self.capacity, logits };
+            let all = ForwardSize { tokens: product([rows, self.capacity]), keys: self.capacity, logits };
             let cache = self.cache(model, CacheStorage::Growing, model.dtype().size(), self.capacity);
             return cache.saturating_add(model.forward_bytes(all));
         };
         let prefill = match self.slides {
-            true => ForwardSize { rows, new: self.capacity, keys: self.capacity, logits },
-            false => ForwardSize { rows: self.prompts, new: self.longest, keys: self.longest, logits: self.prompts },
+            true => ForwardSize { tokens: product([rows, self.capacity]), keys: self.capacity, logits },
+            false => ForwardSize { tokens: self.prompt_tokens, keys: self.longest, logits: self.prompts },
         };
-        let step = ForwardSize { rows, new: sum([self.drafted, 1]), keys: self.capacity, logits };
+        let step = ForwardSize { tokens: logits, keys: self.capacity, logits };
         let size = generator.cache_dtype().size();
         // What prompts share is held apart from the rows, and what is new twice, until it is in the tree.
         let segments = match generator.prefixes {
@@ -167,7 +175,7 @@ impl Sizes {
             None => 0,
         };
         // It may see all rows at once for the first time.
-        let all = ForwardSize { rows, new: capacity, keys: capacity, logits: rows };
+        let all = ForwardSize { tokens: product([rows, capacity]), keys: capacity, logits: rows };
         sum([
             self.cache(model, *storage, size, capacity),
             segments,
@@ -180,13 +188,12 @@ impl Sizes {
     fn cache(&self, model: &Gpt2, storage: CacheStorage, size: usize, capacity: usize) -> usize {
         let token = bytes_per_token(model, size);
         let all = product([self.rows(), capacity, token]);
-        // The prompts' rows, of which those of the samples are made; and rows that are computed anew beside others.
+        // The prompts' rows, of which those of the samples are made.
         let others = if self.samples > 1 { product([self.prompts, capacity, token]) } else { 0 };
-        let anew = if self.slides { all } else { 0 };
         // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
         let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_prepared() { 0 } else { 2 };
         let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);
-        sum([all, others, anew, product([layers, layer])])
+        sum([all, others, product([layers, layer])])
     }
 }
 

@@ -187,7 +187,7 @@ fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) ->
     let Some((_, fed)) = output.split_last() else { return Ok(None) };
     let states = model.scored_states(&[prompt, fed].concat(), output.len())?;
     for (start, count) in chunks(output.len()) {
-        let logits = states.logits(start, count)?; // [1, n, V]
+        let logits = states.logits(start, count)?; // [n, V]
         let logits = logits.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
         for (at, logits) in logits.chunks_exact(model.config().vocab_size).enumerate() {
             let step = start + at;

@@ -3,8 +3,8 @@
 use std::hint::black_box;
 use std::thread;
 
-use burn::tensor::{DType, Device, Distribution, Int, Shape, Tensor, activation, module};
-use gpt2_burn_backends::{Gelu, PackedMatrix, attend, has_kernels};
+use burn::tensor::{DType, Device, Distribution, Shape, Tensor, activation, module};
+use gpt2_burn_backends::{AttentionMetadata, Gelu, PackedMatrix, PackedRow, attend, has_kernels};
 
 use super::clock::Repeats;
 use super::memory::machine_memory;
@@ -252,13 +252,14 @@ pub fn attention_rate(
     let (heads, head_dim) = (config.n_head, config.head_dim());
     let [keys, values] = [0, 1].map(|_| random([1, heads, KEYS, head_dim], device));
     // A part of what `c_attn` gives.
-    let query = random([1, KEYS, 3 * heads, head_dim], device).narrow(2, 0, heads).swap_dims(1, 2);
-    let past = Tensor::<1, Int>::zeros([1], device);
+    let query = random([KEYS, 3 * heads, head_dim], device).narrow(1, 0, heads);
+    let of_heads = query.clone().reshape([1, KEYS, heads, head_dim]).swap_dims(1, 2); // [1, H, T, D]
+    let metadata = AttentionMetadata::new(vec![PackedRow { slot: 0, context_len: 0, query_len: KEYS }], device);
     let timing = repeats.time(device, || {
-        let (query, keys, values) = (query.clone(), keys.clone(), values.clone());
+        let (keys, values) = (keys.clone(), values.clone());
         match format {
-            Some(_) => drop(black_box(attend(query, keys, values, past.clone()))),
-            None => drop(black_box(query.matmul(keys.swap_dims(2, 3)).matmul(values))),
+            Some(_) => drop(black_box(attend(query.clone(), keys, values, &metadata))),
+            None => drop(black_box(of_heads.clone().matmul(keys.swap_dims(2, 3)).matmul(values))),
         }
         Ok(())
     })?;

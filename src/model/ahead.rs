@@ -10,8 +10,8 @@ use std::thread::{self, ThreadId};
 use burn::tensor::{DType, Int, Tensor, TensorData};
 
 use super::Gpt2;
-use super::span::Span;
-use crate::backends::{self, CapturedStep};
+use super::plan::Plan;
+use crate::backends::{self, AttentionMetadata, CapturedStep, PackedRow};
 use crate::cache::KvCache;
 use crate::{Error, Result};
 
@@ -20,6 +20,9 @@ use crate::{Error, Result};
 pub(crate) struct RunAhead {
     /// None while a step is being taken, or captured and not replayed.
     state: Option<backends::Ahead>,
+    /// Whose the tokens of a step are: one of each row. Its lengths on the host are those of the first step; kernels go by those on
+    /// the device.
+    metadata: AttentionMetadata,
     captured: Captured,
     /// Tokens of each row in the cache.
     lens: Vec<usize>,
@@ -34,7 +37,14 @@ enum Captured {
     /// The device does not capture, or refused to.
     Never,
     NotYet,
-    Done(Box<CapturedStep<Gpt2>>),
+    Done(Box<CapturedStep<Step>>),
+}
+
+/// What every step takes beside its state and the cache.
+#[derive(Clone, Debug)]
+struct Step {
+    model: Gpt2,
+    metadata: AttentionMetadata,
 }
 
 /// One that is done, so that the device has all the memory that it takes, and one that is captured.
@@ -57,12 +67,15 @@ impl Gpt2 {
             past: ints(cache.lens().iter().map(|len| *len as i32).collect()),
             chosen: Tensor::from_data(chosen, (&device, DType::I32)),
         };
-        let captured = match may_capture && CapturedStep::<Self>::is_possible(&device) {
+        let captured = match may_capture && CapturedStep::<Step>::is_possible(&device) {
             true => Captured::NotYet,
             false => Captured::Never,
         };
         let (lens, last) = (cache.lens().to_vec(), last.to_vec());
-        RunAhead { state: Some(state), captured, lens, last, thread: thread::current().id() }
+        let rows = cache.slots().iter().zip(&lens);
+        let row = |(slot, len): (&usize, &usize)| PackedRow { slot: *slot, context_len: *len, query_len: 1 };
+        let metadata = AttentionMetadata::new(rows.map(row).collect(), &device);
+        RunAhead { state: Some(state), metadata, captured, lens, last, thread: thread::current().id() }
     }
 
     /// The `steps` likeliest next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
@@ -79,14 +92,14 @@ impl Gpt2 {
         cache: &mut KvCache,
         steps: usize,
     ) -> Result<Option<Vec<Vec<i32>>>> {
-        let ones = vec![1; ahead.lens.len()];
+        let rows = ahead.lens.len();
         let mut taken = 0;
         while taken < steps {
-            cache.check_append(self, &vec![STEPS_TO_CAPTURE.min(steps - taken); ones.len()])?;
+            cache.check_append(&self.config, &self.device(), &vec![STEPS_TO_CAPTURE.min(steps - taken); rows])?;
             taken += match &ahead.captured {
                 Captured::Done(step) => {
                     step.replay().map_err(failed)?;
-                    cache.advance(&ones);
+                    cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
                     1
                 }
                 // It pays from the next step on.
@@ -116,8 +129,8 @@ impl Gpt2 {
     /// One step; returns how many it was.
     fn step_ahead(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<usize> {
         let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        ahead.state = Some(self.compute_ahead(state, cache));
-        cache.advance(&vec![1; ahead.lens.len()]);
+        ahead.state = Some(self.compute_ahead(state, ahead.metadata.clone(), cache));
+        cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
         Ok(1)
     }
 
@@ -125,31 +138,36 @@ impl Gpt2 {
     /// began to capture and failed: then it takes all that the step was to write for invalid.
     fn capture(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<Option<usize>> {
         let device = self.device();
-        if CapturedStep::<Self>::prepare(&device).is_err() {
+        if CapturedStep::<Step>::prepare(&device).is_err() {
             ahead.captured = Captured::Never;
             return Ok(Some(self.step_ahead(ahead, cache)?));
         }
         self.step_ahead(ahead, cache)?;
         let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        let step = |model: &Self, cache: &mut KvCache, state| model.compute_ahead(state, cache);
-        let Ok(captured) = CapturedStep::new(&device, self.clone(), cache, state, step, KvCache::all_buffers) else {
+        let step = Step { model: self.clone(), metadata: ahead.metadata.clone() };
+        let take =
+            |step: &Step, cache: &mut KvCache, state| step.model.compute_ahead(state, step.metadata.clone(), cache);
+        let Ok(captured) = CapturedStep::new(&device, step, cache, state, take, KvCache::all_buffers) else {
             return Ok(None);
         };
         captured.replay().map_err(failed)?;
         ahead.state = Some(captured.state().clone());
-        cache.advance(&vec![1; ahead.lens.len()]);
+        cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
         ahead.captured = Captured::Done(Box::new(captured));
         Ok(Some(STEPS_TO_CAPTURE))
     }
 
     /// A step, told to the device and no further.
-    fn compute_ahead(&self, state: backends::Ahead, cache: &mut KvCache) -> backends::Ahead {
-        let [batch] = state.ids.dims();
-        let span = Span::ahead(state.past.clone(), cache.lens());
-        let ids = state.ids.clone().reshape([batch, 1]);
-        let hidden = self.compute_blocks(&ids, &span, cache, self.h.len()); // [B, 1, d]
-        let logits = self.compute_head(hidden.reshape([batch, self.config().n_embd])); // [B, V]
-        drop((ids, span));
+    fn compute_ahead(
+        &self,
+        state: backends::Ahead,
+        metadata: AttentionMetadata,
+        cache: &mut KvCache,
+    ) -> backends::Ahead {
+        let plan = Plan::on_device(metadata, state.past.clone());
+        let hidden = self.compute_all(&state.ids, &plan, Some(cache)); // [B, d]
+        let logits = self.compute_head(hidden); // [B, V]
+        drop(plan);
         backends::advance(logits, state)
     }
 }

@@ -6,7 +6,8 @@
 
 use burn::tensor::Tensor;
 
-use super::attention::Segment;
+use crate::backends::AttentionMetadata;
+use crate::cache::States;
 
 /// `product` of `x`, `[N, d]`; of each row by itself if `apart`.
 pub(super) fn rows_apart(x: Tensor<2>, apart: bool, product: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
@@ -21,26 +22,25 @@ pub(super) fn rows_apart(x: Tensor<2>, apart: bool, product: impl Fn(Tensor<2>) 
 ///
 /// # Shapes
 ///
-/// - query: `[B, H, T, D]`
-/// - own: `[B, H, L, D]`, of which row `b` held `past[b]` before its new tokens
-/// - result: `[B, H, T, D]`
+/// - query: `[N, H, D]`
+/// - states: `[S, H, L, D]`
+/// - result: `[N, H D]`
 pub(super) fn queries_apart(
-    query: &Tensor<4>,
-    own: &Segment,
-    past: &[usize],
-    attend: impl Fn(Tensor<4>, Segment) -> Tensor<4>,
-) -> Tensor<4> {
-    let [batch, _, time, _] = query.dims();
-    let [_, _, keys, _] = own.keys.dims();
-    let one = |row: usize, t: usize| {
-        // What stands behind the end of a shorter row counts for nothing, and has no key of its own.
-        let visible = (past[row] + t + 1).min(keys);
-        let part = |all: &Tensor<4>| contiguous(all.clone().narrow(0, row, 1).narrow(2, 0, visible));
-        let query = contiguous(query.clone().narrow(0, row, 1).narrow(2, t, 1));
-        attend(query, Segment { keys: part(&own.keys), values: part(&own.values) })
+    query: &Tensor<3>,
+    states: &States,
+    metadata: &AttentionMetadata,
+    attend: impl Fn(Tensor<4>, States) -> Tensor<4>,
+) -> Tensor<2> {
+    let [_, heads, head_dim] = query.dims();
+    let one = |slot: usize, token: usize, visible: usize| {
+        let part = |all: &Tensor<4>| contiguous(all.clone().narrow(0, slot, 1).narrow(2, 0, visible));
+        let query = query.clone().narrow(0, token, 1).reshape([1, heads, 1, head_dim]);
+        attend(query, States { keys: part(&states.keys), values: part(&states.values) }).reshape([1, heads * head_dim])
     };
-    let row = |row: usize| Tensor::cat((0..time).map(|t| one(row, t)).collect(), 2);
-    Tensor::cat((0..batch).map(row).collect(), 0)
+    let rows = metadata.rows().iter().zip(metadata.firsts());
+    let queries =
+        rows.flat_map(|(row, first)| (0..row.query_len).map(move |t| (row, first + t, row.context_len + t + 1)));
+    Tensor::cat(queries.map(|(row, token, visible)| one(row.slot, token, visible)).collect(), 0)
 }
 
 /// The same elements in the order of their indices, since a product may add in another order if they lie otherwise.

@@ -2,12 +2,13 @@
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
-use burn::tensor::{Bool, DType, Device, Tensor, activation};
+use burn::tensor::{Bool, Device, Tensor, activation};
 
+use super::Linear;
 use super::apart::queries_apart;
-use super::span::Mode;
-use super::{Linear, Span};
-use crate::cache::KvCache;
+use super::plan::{MaskedGroup, Mode, Plan};
+use super::wanted::Wanted;
+use crate::cache::{KvCache, States, rectangle};
 use crate::{Gpt2Config, backends};
 
 /// Multi-head causal self-attention (Vaswani et al., *Attention Is All You Need*, 2017, section 3.2).
@@ -22,39 +23,6 @@ pub struct CausalSelfAttention {
     n_head: usize,
 }
 
-/// Keys and values of consecutive positions.
-#[derive(Clone, Debug)]
-pub(crate) struct Segment {
-    /// `[B, H, L, D]`; B may be 1 for all rows.
-    pub keys: Tensor<4>,
-    /// `[B, H, L, D]`; B may be 1 for all rows.
-    pub values: Tensor<4>,
-}
-
-impl Segment {
-    /// The same in another element type; nothing happens if it is theirs.
-    pub(crate) fn cast(self, dtype: DType) -> Self {
-        if self.keys.dtype() == dtype {
-            return self;
-        }
-        Self { keys: self.keys.cast(dtype), values: self.values.cast(dtype) }
-    }
-
-    /// The same as a cache in `dtype` holds it. What is more than the largest half is NaN in halves, and not infinite: a key
-    /// could get a score of minus infinity, and would be left out without a word.
-    pub(crate) fn rounded(self, dtype: DType) -> Self {
-        let Self { keys, values } = self.cast(dtype);
-        if dtype != DType::F16 {
-            return Self { keys, values };
-        }
-        let [keys, values] = [keys, values].map(|states| {
-            let infinite = states.clone().is_inf();
-            states.mask_fill(infinite, f32::NAN)
-        });
-        Self { keys, values }
-    }
-}
-
 impl CausalSelfAttention {
     pub(super) fn new(config: &Gpt2Config, device: &Device) -> Self {
         let d = config.n_embd;
@@ -67,89 +35,123 @@ impl CausalSelfAttention {
         }
     }
 
-    /// Appends the keys and values of `x`, `[B T, d]`, to the cache, attends over it, and adds the result to the residual
-    /// stream, `[B T, d]`.
+    /// Appends the keys and values of `x`, `[N, d]`, to the cache, attends over it, and adds the result to the residual stream,
+    /// `[N, d]`. Without a cache the new tokens see themselves alone.
     pub(super) fn forward(
         &self,
         x: Tensor<2>,
         residual: Tensor<2>,
-        span: &Span,
-        cache: &mut KvCache,
+        plan: &Plan,
+        cache: Option<&mut KvCache>,
         layer: usize,
     ) -> Tensor<2> {
-        let [rows, width] = x.dims();
-        let [query, keys, values] = self.project(x, span); // 3 x [B, H, T, D]
-        let own = cache.append(layer, Segment { keys, values }, span.past_on_device(), span.new_lens()); // [B, H, L, D]
-        let dtype = query.dtype();
-        let y = match span.mode() {
-            Mode::Kernels { past } => {
-                backends::attend(query, own.keys, own.values, past.clone()).reshape([rows, width]) // [B T, d]
+        let [query, keys, values] = self.project(x, plan.is_apart()); // 3 x [N, H, D]
+        let y = match cache {
+            Some(cache) => {
+                let states = cache.append(layer, [keys, values], plan.metadata()); // [S, H, L, D]
+                self.attend(query, &states, plan)
             }
-            Mode::Apart => {
-                let each = |query, own| attend(query, None, own, None, &self.attn_dropout);
-                queries_apart(&query, &own.cast(dtype), span.past(), each).swap_dims(1, 2).reshape([rows, width]) // [B T, d]
-            }
-            Mode::Together { hidden } => {
-                attend(query, None, own.cast(dtype), hidden.clone(), &self.attn_dropout)
-                    .swap_dims(1, 2)
-                    .reshape([rows, width]) // [B T, d]
-            }
+            None => self.attend_without_cache(query, [keys, values], plan),
         };
-        self.c_proj.forward_add(y, residual, &self.resid_dropout, span.is_apart())
+        self.c_proj.forward_add(y, residual, &self.resid_dropout, plan.is_apart())
     }
 
-    /// Query, key and value, each `[B, H, T, D]`, of `[B T, d]`.
-    pub(super) fn project(&self, x: Tensor<2>, span: &Span) -> [Tensor<4>; 3] {
-        let [rows, width] = x.dims();
-        let batch = span.batch();
-        let (time, head_dim) = (rows / batch, width / self.n_head);
-        let qkv = self.c_attn.forward(x, span.is_apart()); // [B T, 3 d]
-        let qkv = qkv.reshape([batch, time, 3 * self.n_head, head_dim]); // [B, T, 3 H, D]
+    /// The same for a prepared model's last layer: keys and values of all tokens go to the cache, but only the last `counts[b]`
+    /// tokens of each row, which are the tokens `wanted`, `[M]`, attend. `residual` and the result are theirs, `[M, d]`.
+    pub(super) fn forward_last(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        plan: &Plan,
+        cache: &mut KvCache,
+        layer: usize,
+        wanted: &Wanted,
+    ) -> Option<Tensor<2>> {
+        let [_, width] = x.dims();
+        let heads = |x: Tensor<2>, count: usize| {
+            let [tokens, _] = x.dims();
+            x.reshape([tokens, count * self.n_head, width / self.n_head])
+        };
+        let states = heads(self.c_attn.forward_columns(x.clone(), width..3 * width), 2); // [N, 2 H, D]
+        let [keys, values] = [0, 1].map(|part| states.clone().narrow(1, part * self.n_head, self.n_head));
+        let states = cache.append(layer, [keys, values], plan.metadata());
+        let tokens = wanted.tokens.clone()?;
+        let query = heads(self.c_attn.forward_columns(x.select(0, tokens), 0..width), 1); // [M, H, D]
+        let y = backends::attend(query, states.keys, states.values, &plan.metadata().last(&wanted.counts)); // [M, d]
+        Some(self.c_proj.forward_add(y, residual, &self.resid_dropout, false))
+    }
+
+    /// `[N, H, D]` to `[N, d]`, over what the cache holds, `[S, H, L, D]`.
+    fn attend(&self, query: Tensor<3>, states: &States, plan: &Plan) -> Tensor<2> {
+        let dtype = query.dtype();
+        match plan.mode() {
+            Mode::Kernels => backends::attend(query, states.keys.clone(), states.values.clone(), plan.metadata()),
+            Mode::Apart => {
+                let states = states.clone().cast(dtype);
+                queries_apart(&query, &states, plan.metadata(), |query, own| {
+                    attend(query, own, None, &self.attn_dropout)
+                })
+            }
+            Mode::Together(groups) => {
+                let of_group = |masked: &MaskedGroup| {
+                    let slots = masked.group.slots.clone();
+                    let part =
+                        |all: &Tensor<4>| all.clone().narrow(0, slots.start, slots.len()).narrow(2, 0, masked.keys);
+                    let states = States { keys: part(&states.keys), values: part(&states.values) };
+                    self.attend_group(&query, states.cast(dtype), masked)
+                };
+                Tensor::cat(groups.iter().map(of_group).collect(), 0)
+            }
+        }
+    }
+
+    /// The same over the new keys and values alone, `[N, H, D]` each.
+    fn attend_without_cache(&self, query: Tensor<3>, [keys, values]: [Tensor<3>; 2], plan: &Plan) -> Tensor<2> {
+        let Mode::Together(groups) = plan.mode() else { unreachable!("other ways of computing have a cache") };
+        let of_group = |masked: &MaskedGroup| {
+            let states = States { keys: rectangle(&keys, &masked.group), values: rectangle(&values, &masked.group) };
+            self.attend_group(&query, states, masked)
+        };
+        Tensor::cat(groups.iter().map(of_group).collect(), 0)
+    }
+
+    /// A group's part of `query`, `[N, H, D]`, over its `states`, `[B, H, L, D]`: `[B T, d]`.
+    fn attend_group(&self, query: &Tensor<3>, states: States, masked: &MaskedGroup) -> Tensor<2> {
+        let [_, heads, head_dim] = query.dims();
+        let y = attend(rectangle(query, &masked.group), states, masked.mask.clone(), &self.attn_dropout); // [B, H, T, D]
+        y.swap_dims(1, 2).reshape([masked.group.tokens.len(), heads * head_dim])
+    }
+
+    /// Query, key and value, each `[N, H, D]`, of `[N, d]`.
+    pub(super) fn project(&self, x: Tensor<2>, apart: bool) -> [Tensor<3>; 3] {
+        let [tokens, width] = x.dims();
+        let qkv = self.c_attn.forward(x, apart); // [N, 3 d]
+        let qkv = qkv.reshape([tokens, 3 * self.n_head, width / self.n_head]); // [N, 3 H, D]
         // Views; a GPU may copy those that do not begin where it can address them.
-        [0, 1, 2].map(|part| qkv.clone().narrow(2, part * self.n_head, self.n_head).swap_dims(1, 2)) // [B, H, T, D]
+        [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.n_head, self.n_head)) // [N, H, D]
     }
 }
 
-/// `softmax(q k^T / sqrt D) v` over two segments of keys, as if they were one.
-///
-/// The shared segment comes first and is before every query, so nothing of it is hidden; it can be one row's for
-/// the whole batch, so that a common prefix is read in place.
+/// `softmax(q k^T / sqrt D) v`.
 ///
 /// # Shapes
 ///
 /// - query: `[B, H, T, D]`
-/// - shared: `[B or 1, H, S, D]`
 /// - own: `[B, H, L, D]`
-/// - hidden: `[B or 1, 1, T, L]`, true where query t may not see the own key l; none: all are visible
+/// - mask: `[B or 1, 1, T, L]`, true where query t may not see key l; none: all are visible
 /// - result: `[B, H, T, D]`
-pub(super) fn attend(
-    query: Tensor<4>,
-    shared: Option<Segment>,
-    own: Segment,
-    hidden: Option<Tensor<4, Bool>>,
-    dropout: &Dropout,
-) -> Tensor<4> {
-    let scores = scores(query.clone(), own.keys, hidden); // [B, H, T, L]
-    let Some(shared) = shared else {
-        let weights = dropout.forward(activation::softmax(scores, 3));
-        return weights.matmul(own.values);
-    };
-    let split = shared.keys.dims()[2];
-    let shared_scores = self::scores(query, shared.keys, None); // [B, H, T, S]
-    let scores = Tensor::cat(vec![shared_scores, scores], 3); // [B, H, T, S + L]
-    let weights = dropout.forward(activation::softmax(scores, 3));
-    let [_, _, _, total] = weights.dims();
-    let of_shared = weights.clone().narrow(3, 0, split).matmul(shared.values);
-    of_shared + weights.narrow(3, split, total - split).matmul(own.values)
+pub(super) fn attend(query: Tensor<4>, own: States, mask: Option<Tensor<4, Bool>>, dropout: &Dropout) -> Tensor<4> {
+    let weights = activation::softmax(scores(query, own.keys, mask), 3); // [B, H, T, L]
+    dropout.forward(weights).matmul(own.values)
 }
 
-/// `q k^T / sqrt D`, `[B, H, T, L]`, with what is hidden at minus infinity.
-pub(super) fn scores(query: Tensor<4>, keys: Tensor<4>, hidden: Option<Tensor<4, Bool>>) -> Tensor<4> {
+/// `q k^T / sqrt D`, `[B, H, T, L]`, with what is masked at minus infinity.
+pub(super) fn scores(query: Tensor<4>, keys: Tensor<4>, mask: Option<Tensor<4, Bool>>) -> Tensor<4> {
     let [_, _, _, head_dim] = query.dims();
     // Scaling the query costs T D multiplications, scaling the scores T L.
     let scores = (query / (head_dim as f64).sqrt()).matmul(keys.swap_dims(2, 3));
-    match hidden {
-        Some(hidden) => scores.mask_fill(hidden, f32::NEG_INFINITY),
+    match mask {
+        Some(mask) => scores.mask_fill(mask, f32::NEG_INFINITY),
         None => scores,
     }
 }

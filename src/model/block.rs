@@ -5,7 +5,9 @@ use burn::nn::LayerNorm;
 use burn::tensor::{Device, Tensor};
 
 use super::norm::norm;
-use super::{CausalSelfAttention, Mlp, Span};
+use super::plan::Plan;
+use super::wanted::Wanted;
+use super::{CausalSelfAttention, Mlp};
 use crate::Gpt2Config;
 use crate::cache::KvCache;
 
@@ -34,10 +36,29 @@ impl Block {
         }
     }
 
-    /// `[B T, d]` to `[B T, d]`; the new keys and values go to layer `layer` of the cache.
-    pub(super) fn forward(&self, x: Tensor<2>, span: &Span, cache: &mut KvCache, layer: usize) -> Tensor<2> {
-        let norm = |module, x: &Tensor<2>| norm(module, self.epsilon, x.clone(), span.is_for_kernels());
-        let x = self.attn.forward(norm(&self.ln_1, &x), x, span, cache, layer);
-        self.mlp.forward(norm(&self.ln_2, &x), x, span.is_apart())
+    /// `[N, d]` to `[N, d]`; the new keys and values go to layer `layer` of the cache.
+    pub(super) fn forward(&self, x: Tensor<2>, plan: &Plan, cache: Option<&mut KvCache>, layer: usize) -> Tensor<2> {
+        let x = self.attn.forward(self.norm(&self.ln_1, &x, plan), x, plan, cache, layer);
+        self.mlp.forward(self.norm(&self.ln_2, &x, plan), x, plan.is_apart())
+    }
+
+    /// As [`forward`](Self::forward) for a prepared model's last block: `[M, d]`, for the wanted tokens alone; none if there are
+    /// none. Keys and values of the others go to the cache all the same.
+    pub(super) fn forward_last(
+        &self,
+        x: Tensor<2>,
+        plan: &Plan,
+        cache: &mut KvCache,
+        layer: usize,
+        wanted: &Wanted,
+    ) -> Option<Tensor<2>> {
+        let normed = self.norm(&self.ln_1, &x, plan);
+        let residual = wanted.select(x.clone()).unwrap_or(x);
+        let x = self.attn.forward_last(normed, residual, plan, cache, layer, wanted)?;
+        Some(self.mlp.forward(self.norm(&self.ln_2, &x, plan), x, false))
+    }
+
+    fn norm(&self, module: &LayerNorm, x: &Tensor<2>, plan: &Plan) -> Tensor<2> {
+        norm(module, self.epsilon, x.clone(), plan.is_for_kernels())
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::tensor::Tensor;
 
-use super::{Gpt2, Logits, TokenBatch};
+use super::{Gpt2, TokenBatch};
 use crate::cache::KvCache;
 use crate::{Error, Result};
 
@@ -17,11 +17,10 @@ impl Gpt2 {
         }
         self.check_in_place()?;
         tokens.check(self)?;
-        cache.check_append(self, tokens.new_lens())?;
-        self.check_room(tokens, cache, tokens.new_lens().len())?;
-        let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, cache, layers)); // [B, T, d]
-        let logits = self.make_logits(Logits::Last.select(hidden, tokens))?; // [B, 1, V]
-        let [batch, _, vocab_size] = logits.dims();
-        Ok(logits.reshape([batch, vocab_size]))
+        cache.check_append(&self.config, &self.device(), tokens.query_lens())?;
+        let counts = vec![1; tokens.query_lens().len()];
+        self.check_room(tokens, Some(cache), counts.len())?;
+        let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, Some(cache), layers, &counts)); // [B, d]
+        self.make_logits(hidden.ok_or(Error::EmptyBatch)?) // [B, V]
     }
 }

@@ -1,5 +1,7 @@
 //! [`Linear`]: the linear layers of the blocks.
 
+use std::ops::Range;
+
 use burn::module::{Initializer, Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Device, Tensor, module};
@@ -39,6 +41,14 @@ impl Linear {
         }
         let product = |x| module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val));
         rows_apart(x, apart, product)
+    }
+
+    /// Some columns of the same, of a prepared model: `[N, d_input]` to `[N, columns]`.
+    pub(super) fn forward_columns(&self, x: Tensor<2>, columns: Range<usize>) -> Tensor<2> {
+        match &self.packed {
+            Some(Packed { matrix, bias }) => matrix.linear_columns(x, bias.clone(), columns),
+            None => self.forward(x, false).narrow(1, columns.start, columns.len()),
+        }
     }
 
     /// The same, put through GELU.

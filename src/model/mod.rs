@@ -5,22 +5,23 @@
 
 mod ahead;
 mod apart;
-pub(crate) mod attention;
+mod attention;
 mod block;
 mod bytes;
 mod cast;
 mod exit;
 mod gelu;
 mod linear;
+mod logits;
 mod mlp;
 mod norm;
+mod plan;
 mod prepare;
-mod ragged;
 pub(crate) mod room;
-mod span;
 #[cfg(test)]
 mod tests;
 mod tokens;
+mod wanted;
 
 use std::borrow::Cow;
 
@@ -31,17 +32,20 @@ use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::backends::{describe, most_rows, runs_ahead};
 use crate::cache::{CacheStorage, KvCache};
+use crate::device::is_same_device;
 use crate::{Error, Gpt2Config, Result, Threads};
 pub(crate) use ahead::RunAhead;
 use apart::rows_apart;
 pub use attention::CausalSelfAttention;
 pub use block::Block;
 pub use linear::Linear;
+pub use logits::Logits;
 pub use mlp::Mlp;
+use plan::Plan;
 use prepare::Packed;
 pub(crate) use prepare::embedding_dtype;
-use span::Span;
 pub use tokens::TokenBatch;
+use wanted::Wanted;
 
 /// GPT-2: token and position embeddings, pre-norm transformer blocks, a final norm and a head.
 ///
@@ -58,7 +62,7 @@ pub use tokens::TokenBatch;
 /// let tokens = TokenBatch::new(&[[3, 1, 4]], &model)?;
 /// let mut cache = model.cache(CacheStorage::Growing, 1, 16)?;
 /// let logits = model.forward(&tokens, &mut cache, Logits::Last)?;
-/// assert_eq!(logits.dims(), [1, 1, 50]);
+/// assert_eq!(logits.dims(), [1, 50]);
 /// assert_eq!(cache.len(0), 3);
 /// # Ok::<(), gpt2_burn::Error>(())
 /// ```
@@ -90,24 +94,6 @@ pub struct Gpt2 {
 pub struct Head {
     /// `[vocab_size, n_embd]`, like the embedding that it stands for.
     pub weight: Param<Tensor<2>>,
-}
-
-/// For which of the new tokens logits are computed. The head is the largest matrix of a small GPT-2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Logits {
-    /// Each row's last new token: `[batch, 1, vocab_size]`.
-    Last,
-    /// Each row's last k new tokens, in order: `[batch, k, vocab_size]`.
-    LastK(usize),
-    /// Every new token: `[batch, T_max, vocab_size]`. What stands behind the end of a shorter row means nothing.
-    All,
-}
-
-/// Whether tensors of the one can be computed with those of the other: the same device, and gradients recorded on both or on
-/// none, which burn's own comparison leaves out.
-pub(crate) fn is_same_device(left: &Device, right: &Device) -> bool {
-    left == right && left.is_autodiff() == right.is_autodiff()
 }
 
 impl Gpt2Config {
@@ -230,43 +216,92 @@ impl Gpt2 {
 
     /// Appends the new tokens of each row to its row of the cache, and returns logits.
     ///
-    /// Row `b` of the cache holds P tokens and gets `new_lens[b]` more; its query `i` sees the keys `0..=P + i` of its
-    /// own row and no others. With an empty cache this is prefill (and training, and naive decoding), with one new
-    /// token a decode step, with several a verification or a chunk of a prompt.
+    /// Row `b` of the cache holds P tokens and gets `query_lens[b]` more; its query `i` sees the keys `0..=P + i` of its own row
+    /// and no others. With an empty cache this is prefill, with one new token a decode step, with several a verification or a
+    /// chunk of a prompt; rows of all kinds can be in one batch. Without a cache, rows begin with their new tokens, and nothing
+    /// is kept of them: that is for training, and for whoever reads a text once.
     ///
     /// # Shapes
     ///
-    /// - tokens: `[batch, T_max]`, of which row `b` counts `new_lens[b]`
-    /// - result: as [`Logits`] says
+    /// - tokens: `[N]`, packed
+    /// - result: `[M, vocab_size]`, as [`Logits`] says
     ///
     /// # Errors
     ///
-    /// If the tokens do not fit the cache or the context, or a row is shorter than [`Logits::LastK`];
-    /// [`Error::OutOfMemory`] if activations and logits take more than the cache's limit, [`Error::Mismatch`] if the device cannot
-    /// read so many logits as one buffer. The cache is then as it was.
-    pub fn forward(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: Logits) -> Result<Tensor<3>> {
-        logits.check(tokens)?;
-        let hidden = self.states_for(tokens, cache, logits.count(tokens))?; // [B, T, d]
-        self.make_logits(logits.select(hidden, tokens)) // [B, k, V]
+    /// If the tokens do not fit the cache or the context, or a row has fewer than [`Logits`] asks for; [`Error::OutOfMemory`] if
+    /// activations and logits take more than the cache's limit, [`Error::Mismatch`] if the device cannot read so many logits as
+    /// one buffer. The cache is then as it was.
+    pub fn forward<'c>(
+        &self,
+        tokens: &TokenBatch,
+        cache: impl Into<Option<&'c mut KvCache>>,
+        logits: Logits<'_>,
+    ) -> Result<Tensor<2>> {
+        let counts = logits.counts(tokens)?;
+        let wanted = counts.iter().sum();
+        let hidden = self.states_of(tokens, cache.into(), &counts, wanted)?; // [M, d]
+        self.make_logits(hidden.ok_or(Error::EmptyBatch)?) // [M, V]
     }
 
-    /// As [`forward`](Self::forward), but returns what the head would read: the final norm's output,
-    /// `[batch, T_max, n_embd]`.
+    /// As [`forward`](Self::forward), but returns what the head would read of every new token: the final norm's output,
+    /// `[N, n_embd]`.
     ///
     /// # Errors
     ///
     /// As [`forward`](Self::forward).
-    pub fn hidden_states(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<Tensor<3>> {
-        self.states_for(tokens, cache, 0)
+    pub fn hidden_states<'c>(
+        &self,
+        tokens: &TokenBatch,
+        cache: impl Into<Option<&'c mut KvCache>>,
+    ) -> Result<Tensor<2>> {
+        self.states_of(tokens, cache.into(), tokens.query_lens(), 0)?.ok_or(Error::EmptyBatch)
     }
 
-    /// The same, where logits are to be made of so many positions.
-    fn states_for(&self, tokens: &TokenBatch, cache: &mut KvCache, logits: usize) -> Result<Tensor<3>> {
+    /// The same without a cache, of the last `counts[b]` tokens of each row alone: `[M, n_embd]`.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub(crate) fn last_hidden_states(&self, tokens: &TokenBatch, counts: &[usize]) -> Result<Tensor<2>> {
+        self.states_of(tokens, None, counts, 0)?.ok_or(Error::EmptyBatch)
+    }
+
+    /// As [`forward`](Self::forward), when nobody reads what comes out: the tokens are in the cache then.
+    ///
+    /// # Errors
+    ///
+    /// As [`forward`](Self::forward).
+    pub(crate) fn prefill(&self, tokens: &TokenBatch, cache: &mut KvCache) -> Result<()> {
+        self.states_of(tokens, Some(cache), &vec![0; tokens.query_lens().len()], 0).map(|_| ())
+    }
+
+    /// Hidden states, `[M, d]`, of the last `counts[b]` new tokens of each row, where logits are to be made of so many.
+    fn states_of(
+        &self,
+        tokens: &TokenBatch,
+        cache: Option<&mut KvCache>,
+        counts: &[usize],
+        logits: usize,
+    ) -> Result<Option<Tensor<2>>> {
+        // What computes a token by itself, and kernels, read keys out of a cache.
+        let mut fresh = None;
+        let cache = match cache {
+            None if self.is_prepared() || self.deterministic => {
+                let (rows, longest) =
+                    (tokens.query_lens().len(), tokens.query_lens().iter().copied().max().unwrap_or(1));
+                check_context(tokens.query_lens(), self.config.n_positions)?;
+                Some(fresh.insert(self.cache(CacheStorage::Growing, rows, longest)?))
+            }
+            cache => cache,
+        };
         self.check_in_place()?;
         tokens.check(self)?;
-        cache.check_append(self, tokens.new_lens())?;
-        self.check_room(tokens, cache, logits)?;
-        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len())))
+        match &cache {
+            Some(cache) => cache.check_append(&self.config, &self.device(), tokens.query_lens())?,
+            None => check_context(tokens.query_lens(), self.config.n_positions)?,
+        }
+        self.check_room(tokens, cache.as_deref(), logits)?;
+        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len(), counts)))
     }
 
     /// Kernels wake other threads less often from a thread among them.
@@ -275,20 +310,34 @@ impl Gpt2 {
         if self.is_prepared() && !runs_ahead(&self.device()) { Threads::enter(work) } else { work() }
     }
 
-    /// The first `layers` blocks and the final norm: of a long prompt part after part, since kernels lose more where what is
-    /// between two layers outgrows the processor's caches than they gain from more rows.
-    fn run_blocks(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
-        let [batch, time] = tokens.ids().dims();
-        let most = match self.is_prepared() {
-            true => most_rows(&self.device(), self.widest()).map_or(time, |rows| rows.div_ceil(batch)),
-            false => time,
-        };
-        if time <= most {
-            return self.run_blocks_at_once(tokens, cache, layers);
+    /// The first `layers` blocks and the final norm, of the last `counts[b]` new tokens of each row: `[M, d]`, or nothing if those
+    /// are none.
+    ///
+    /// Many tokens go through all layers a chunk at a time, since kernels lose more where what is between two layers outgrows the
+    /// processor's caches than they gain from more rows.
+    fn run_blocks(
+        &self,
+        tokens: &TokenBatch,
+        mut cache: Option<&mut KvCache>,
+        layers: usize,
+        counts: &[usize],
+    ) -> Option<Tensor<2>> {
+        let max = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
+        let chunks = tokens.chunks(max.unwrap_or(usize::MAX));
+        let mut hidden: Vec<Tensor<2>> = Vec::new();
+        for chunk in &chunks {
+            let plan = Plan::new(cache.as_deref(), chunk, self);
+            let wanted = Wanted::new(chunk, tokens.query_lens(), counts);
+            hidden.extend(self.compute_blocks(&chunk.ids, &plan, cache.as_deref_mut(), layers, &wanted));
+            if let Some(cache) = cache.as_deref_mut() {
+                cache.advance(chunk.rows.iter().map(|(row, tokens)| (*row, tokens.len())));
+            }
         }
-        // Parts of the same length, as far as that goes.
-        let parts = tokens.in_parts(time.div_ceil(time.div_ceil(most)));
-        Tensor::cat(parts.iter().map(|part| self.run_blocks_at_once(part, cache, layers)).collect(), 1)
+        match hidden.len() {
+            0 => None,
+            1 => hidden.pop(),
+            _ => Some(Tensor::cat(hidden, 0)),
+        }
     }
 
     /// Numbers of a row where it is widest.
@@ -296,58 +345,79 @@ impl Gpt2 {
         self.config.inner().max(3 * self.config.n_embd)
     }
 
-    fn run_blocks_at_once(&self, tokens: &TokenBatch, cache: &mut KvCache, layers: usize) -> Tensor<3> {
-        let span = Span::new(cache.lens(), tokens, self);
-        let hidden = self.compute_blocks(tokens.ids(), &span, cache, layers);
-        cache.advance(tokens.new_lens());
-        hidden
-    }
-
-    /// The same for `ids`, `[B, T]`, before the cache counts them.
-    fn compute_blocks(&self, ids: &Tensor<2, Int>, span: &Span, cache: &mut KvCache, layers: usize) -> Tensor<3> {
-        let [batch, time] = ids.dims();
-        let width = self.config.n_embd;
-        let x = self.embed(ids, span.positions()); // [B, T, d]
-        let mut x = x.reshape([batch * time, width]); // [B T, d]
-        for (layer, block) in self.h.iter().take(layers).enumerate() {
-            x = block.forward(x, span, cache, layer); // [B T, d]
+    /// The same of `ids`, `[N]`, before the cache counts them.
+    fn compute_blocks(
+        &self,
+        ids: &Tensor<1, Int>,
+        plan: &Plan,
+        mut cache: Option<&mut KvCache>,
+        layers: usize,
+        wanted: &Wanted,
+    ) -> Option<Tensor<2>> {
+        let layers = &self.h[..layers];
+        // Rows of kernels' products do not depend on each other: those that nobody reads are left out of the last layer.
+        if let (true, false, Some(cache), Some((last, others))) =
+            (plan.is_for_kernels(), wanted.is_all, cache.as_deref_mut(), layers.split_last())
+        {
+            let x = self.residual_stream(ids, plan, Some(&mut *cache), others); // [N, d]
+            return last.forward_last(x, plan, cache, others.len(), wanted).map(|x| self.final_norm(x));
         }
-        let x = norm::norm(&self.ln_f, self.config.layer_norm_epsilon, x, self.is_prepared());
-        x.reshape([batch, time, width])
+        let x = self.residual_stream(ids, plan, cache, layers); // [N, d]
+        wanted.select(x).map(|x| self.final_norm(x))
     }
 
-    /// The residual stream's start: `ids` is `[B, T]`, `positions` `[B or 1, T]`, the result `[B, T, d]`.
-    fn embed(&self, ids: &Tensor<2, Int>, positions: &Tensor<2, Int>) -> Tensor<3> {
-        let token = match (&self.packed_head, &self.lm_head) {
-            (Some(head), None) => {
-                let [batch, time] = ids.dims();
-                let rows = head.matrix.columns(ids.clone().reshape([batch * time])); // [B T, d]
-                rows.reshape([batch, time, self.config.n_embd])
-            }
-            (Some(_), Some(_)) => self.wte.forward(ids.clone()).cast(DType::F32), // [B, T, d]
-            (None, _) => self.wte.forward(ids.clone()),                           // [B, T, d]
+    /// What the head would read of all `ids`, `[N]`: `[N, d]`.
+    fn compute_all(&self, ids: &Tensor<1, Int>, plan: &Plan, cache: Option<&mut KvCache>) -> Tensor<2> {
+        self.final_norm(self.residual_stream(ids, plan, cache, &self.h))
+    }
+
+    /// Of `ids`, `[N]`, what some of the first blocks leave in the residual stream, `[N, d]`.
+    fn residual_stream(
+        &self,
+        ids: &Tensor<1, Int>,
+        plan: &Plan,
+        mut cache: Option<&mut KvCache>,
+        blocks: &[Block],
+    ) -> Tensor<2> {
+        let x = self.embed(ids, plan.positions());
+        blocks.iter().enumerate().fold(x, |x, (layer, block)| block.forward(x, plan, cache.as_deref_mut(), layer))
+    }
+
+    fn final_norm(&self, x: Tensor<2>) -> Tensor<2> {
+        norm::norm(&self.ln_f, self.config.layer_norm_epsilon, x, self.is_prepared())
+    }
+
+    /// The residual stream's start, `[N, d]`: `ids` and `positions` are `[N]`.
+    fn embed(&self, ids: &Tensor<1, Int>, positions: &Tensor<1, Int>) -> Tensor<2> {
+        let rows = |embedding: &Embedding, ids: &Tensor<1, Int>| {
+            let [tokens] = ids.dims();
+            embedding.forward(ids.clone().reshape([1, tokens])).reshape([tokens, self.config.n_embd])
         };
-        let position = self.wpe.forward(positions.clone()); // [B or 1, T, d]
-        self.drop.forward(token + position)
+        let token = match (&self.packed_head, &self.lm_head) {
+            (Some(head), None) => head.matrix.columns(ids.clone()),
+            (Some(_), Some(_)) => rows(&self.wte, ids).cast(DType::F32),
+            (None, _) => rows(&self.wte, ids),
+        };
+        self.drop.forward(token + rows(&self.wpe, positions))
     }
 
-    /// Logits `[B, k, V]` of hidden states `[B, k, d]`.
+    /// Logits `[M, V]` of hidden states `[M, d]`.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] for states of another width or element type, or on another device, or more of them than the device
     /// reads logits of as one buffer; [`Error::OutOfMemory`] if their logits are more than [the
     /// system](crate::MemoryLimit::system) gives; [`Error::Prepared`] if the model was prepared and then moved.
-    pub fn head(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
-        let [batch, time, _] = hidden.dims();
-        self.check_logits(batch * time)?;
+    pub fn head(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
+        let [tokens, _] = hidden.dims();
+        self.check_logits(tokens)?;
         self.make_logits(hidden)
     }
 
     /// As [`head`](Self::head), of as many states as were checked before.
-    fn make_logits(&self, hidden: Tensor<3>) -> Result<Tensor<3>> {
+    fn make_logits(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
         self.check_in_place()?;
-        let [batch, time, width] = hidden.dims();
+        let [_, width] = hidden.dims();
         if hidden.dtype() != self.dtype() {
             let (wanted, found) = (format!("{:?}", self.dtype()), format!("{:?}", hidden.dtype()));
             return Err(Error::mismatch("element type of the hidden states", wanted, found));
@@ -359,9 +429,7 @@ impl Gpt2 {
         if width != self.config.n_embd {
             return Err(Error::mismatch("width of the hidden states", self.config.n_embd, width));
         }
-        let hidden = hidden.reshape([batch * time, width]); // [B k, d]
-        let logits = self.on_kernel_threads(|| self.compute_head(hidden)); // [B k, V]
-        Ok(logits.reshape([batch, time, self.config.vocab_size]))
+        Ok(self.on_kernel_threads(|| self.compute_head(hidden))) // [M, V]
     }
 
     /// `[N, d]` to `[N, V]`.
@@ -374,40 +442,10 @@ impl Gpt2 {
     }
 }
 
-impl Logits {
-    fn check(self, tokens: &TokenBatch) -> Result<()> {
-        let Self::LastK(k) = self else { return Ok(()) };
-        let shortest = tokens.new_lens().iter().copied().min().unwrap_or(0);
-        if (1..=shortest).contains(&k) {
-            return Ok(());
-        }
-        Err(Error::mismatch("positions with logits", format!("1 to {shortest} (the shortest row)"), k))
-    }
-
-    /// Positions of all rows that it chooses.
-    fn count(self, tokens: &TokenBatch) -> usize {
-        let [batch, time] = tokens.ids().dims();
-        match self {
-            Self::Last => batch,
-            Self::LastK(k) => batch.saturating_mul(k),
-            Self::All => batch.saturating_mul(time),
-        }
-    }
-
-    /// The states `[B, k, d]` of the positions chosen, out of `[B, T, d]`.
-    fn select(self, hidden: Tensor<3>, tokens: &TokenBatch) -> Tensor<3> {
-        let [batch, time, width] = hidden.dims();
-        let k = match self {
-            Self::All => return hidden,
-            Self::Last => 1,
-            Self::LastK(k) => k,
-        };
-        if tokens.is_uniform() {
-            return hidden.slice([0..batch, time - k..time]);
-        }
-        let last = |(row, &len): (usize, &usize)| (row * time + len - k) as i32..(row * time + len) as i32;
-        let rows: Vec<i32> = tokens.new_lens().iter().enumerate().flat_map(last).collect();
-        let rows = Tensor::from_data(rows.as_slice(), &hidden.device());
-        hidden.reshape([batch * time, width]).select(0, rows).reshape([batch, k, width])
+/// Checks that rows of new tokens alone fit the context.
+fn check_context(query_lens: &[usize], n_positions: usize) -> Result<()> {
+    match query_lens.iter().position(|len| *len > n_positions) {
+        Some(row) => Err(Error::ContextOverflow { row, tokens: query_lens[row], n_positions }),
+        None => Ok(()),
     }
 }

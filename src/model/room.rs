@@ -11,9 +11,8 @@ use crate::{MemoryLimit, Result};
 /// How much goes through a forward.
 #[derive(Clone, Copy)]
 pub(crate) struct ForwardSize {
-    pub rows: usize,
-    /// New tokens of the longest row: all others are filled up to it.
-    pub new: usize,
+    /// New tokens of all rows.
+    pub tokens: usize,
     /// Keys that the longest row has then.
     pub keys: usize,
     /// Positions of all rows whose logits are made.
@@ -25,8 +24,8 @@ impl Gpt2 {
     pub(crate) fn forward_bytes(&self, size: ForwardSize) -> usize {
         let config = self.config();
         let element = self.dtype().size();
-        let ForwardSize { rows, new, keys, logits } = size;
-        let (tokens, at_once) = (product([rows, new]), self.tokens_at_once(rows, new));
+        let ForwardSize { tokens, keys, logits } = size;
+        let at_once = self.tokens_at_once(tokens);
         // Ids, positions, and what masks are made from.
         let ids = product([tokens, 64]);
         // What goes in and comes out of all chunks.
@@ -36,7 +35,7 @@ impl Gpt2 {
         let scores = match (self.is_prepared(), self.is_deterministic()) {
             (true, _) => 0,
             (false, true) => product([4, config.n_head, keys, sum([2 * config.head_dim(), 4]), element]),
-            (false, false) => product([rows, new, keys, sum([4 * config.n_head * element, 16])]),
+            (false, false) => product([tokens, keys, sum([4 * config.n_head * element, 16])]),
         };
         // Within a layer the residual stream and a norm, and beside them one after the other: queries, keys, values and scores
         // with what attention gives, and the MLP's hidden layer before and after its GELU.
@@ -46,9 +45,9 @@ impl Gpt2 {
     }
 
     /// Tokens that are between two layers at once: kernels take a long prompt through all layers a chunk at a time.
-    fn tokens_at_once(&self, rows: usize, new: usize) -> usize {
+    fn tokens_at_once(&self, tokens: usize) -> usize {
         let chunk = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
-        product([rows, chunk.map_or(new, |most| new.min(most.div_ceil(rows.max(1))))])
+        chunk.map_or(tokens, |most| tokens.min(most))
     }
 
     /// Bytes of logits where they are computed, and in f32 on the host.
@@ -57,23 +56,24 @@ impl Gpt2 {
         product([positions, sum([product([config.vocab_size, 2 * self.dtype().size() + 4]), 2 * config.n_embd * 4])])
     }
 
-    /// Checks that a forward of `tokens` behind what `cache` holds, with logits for so many positions, takes no more than
-    /// the cache's limit, and no buffer that the device cannot read.
-    pub(super) fn check_room(&self, tokens: &TokenBatch, cache: &KvCache, logits: usize) -> Result<()> {
-        let [rows, new] = tokens.ids().dims();
-        let held = cache.lens().iter().copied().max().unwrap_or(0);
-        let size = ForwardSize { rows, new, keys: held.saturating_add(new), logits };
+    /// Checks that a forward of `tokens` behind what `cache` holds, if there is one, with logits for so many positions, takes
+    /// no more than the cache's limit or the system's, and no buffer that the device cannot read.
+    pub(super) fn check_room(&self, tokens: &TokenBatch, cache: Option<&KvCache>, logits: usize) -> Result<()> {
+        let context_len = |row: usize| cache.map_or(0, |cache| cache.len(row));
+        let seq_lens = tokens.query_lens().iter().enumerate().map(|(row, len)| context_len(row).saturating_add(*len));
+        let size = ForwardSize { tokens: tokens.tokens(), keys: seq_lens.max().unwrap_or(0), logits };
         let (config, device, element) = (self.config(), self.device(), self.dtype().size());
         let of_logits = product([logits, config.vocab_size, element]);
         check_buffer("bytes of logits", of_logits, &device)?;
-        let widest = product([self.tokens_at_once(rows, new), self.widest(), element]);
+        let widest = product([self.tokens_at_once(size.tokens), self.widest(), element]);
         check_buffer("bytes of activations", widest, &device)?;
         if !self.is_prepared() && !self.is_deterministic() {
-            let scores = product([rows, config.n_head, new, size.keys, element]);
+            let scores = product([config.n_head, size.tokens, size.keys, element]);
             check_buffer("bytes of attention scores", scores, &device)?;
         }
         let on_host = product([logits, config.vocab_size, DType::F32.size()]);
-        cache.limit().check_on(&device, "a forward", on_host, self.forward_bytes(size))
+        let limit = cache.map_or_else(MemoryLimit::system, KvCache::limit);
+        limit.check_on(&device, "a forward", on_host, self.forward_bytes(size))
     }
 
     /// Checks that a matrix of hidden states may be made logits of.

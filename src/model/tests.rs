@@ -6,13 +6,13 @@ use std::io::Write;
 use std::path::Path;
 
 use burn::nn::DropoutConfig;
-use burn::tensor::{Device, TensorData};
+use burn::tensor::Device;
 use safetensors::SafeTensors;
 
-use super::attention::{Segment, attend, scores};
+use super::attention::{attend, scores};
 use super::gelu::gelu;
 use super::*;
-use crate::sampling::{Purpose, uniform};
+use crate::cache::States;
 use crate::{Activation, Checkpoint};
 use burn::tensor::activation;
 
@@ -65,27 +65,29 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
     let [batch, time] = shape.try_into().unwrap();
     let ids: Vec<Vec<u32>> = ids.chunks(time).map(|row| row.iter().map(|&id| id as u32).collect()).collect();
     let tokens = TokenBatch::new(&ids, &model).unwrap();
-    recorded.check("idx", &tokens.ids().clone().float());
+    recorded.check("idx", &tokens.ids().clone().reshape([batch, time]).float());
     let width = model.config().n_embd;
 
-    let token = model.wte.forward(tokens.ids().clone());
+    let token = model.wte.forward(tokens.ids().clone().reshape([batch, time]));
     recorded.check("tok_emb", &token);
     let positions = Tensor::arange(0..time as i64, &device()).reshape([1, time]);
     let position = model.wpe.forward(positions);
     recorded.check("pos_emb", &position);
-    let span = Span::new(&vec![0; batch], &tokens, &model);
     let mut x = (token + position).reshape([batch * time, width]);
     recorded.check("x", &x);
 
-    let hidden = Tensor::<2>::ones([time, time], &device()).triu(1).greater_elem(0.5).reshape([1, 1, time, time]);
+    let mask = Tensor::<2>::ones([time, time], &device()).triu(1).greater_elem(0.5).reshape([1, 1, time, time]);
     let no_dropout = DropoutConfig::new(0.0).init();
     for (layer, block) in model.h.iter().enumerate() {
         let norm = block.ln_1.forward(x.clone());
-        let [q, k, v] = block.attn.project(norm.clone(), &span);
-        let scores = scores(q.clone(), k.clone(), Some(hidden.clone()));
+        let [q, k, v] = block.attn.project(norm.clone(), false).map(|packed| {
+            let [_, heads, head_dim] = packed.dims();
+            packed.reshape([batch, time, heads, head_dim]).swap_dims(1, 2)
+        });
+        let scores = scores(q.clone(), k.clone(), Some(mask.clone()));
         let weights = activation::softmax(scores.clone(), 3);
-        let segment = Segment { keys: k.clone(), values: v.clone() };
-        let y = attend(q.clone(), None, segment, Some(hidden.clone()), &no_dropout);
+        let states = States { keys: k.clone(), values: v.clone() };
+        let y = attend(q.clone(), states, Some(mask.clone()), &no_dropout);
         let y = y.swap_dims(1, 2).reshape([batch * time, width]);
         let projected = block.attn.c_proj.forward(y.clone(), false);
         let after_attention = x.clone() + projected.clone();
@@ -114,38 +116,11 @@ fn nano_sort_computes_every_recorded_intermediate_tensor() {
         }
     }
     recorded.check("ln_f", &model.ln_f.forward(x));
-    let mut cache = model.cache(CacheStorage::Preallocated, batch, time).unwrap();
-    let logits = model.forward(&tokens, &mut cache, Logits::All).unwrap();
+    let logits = model.forward(&tokens, None, Logits::All).unwrap();
     recorded.check("lm_head", &logits);
-    recorded.check("probs", &activation::softmax(logits, 2));
+    recorded.check("probs", &activation::softmax(logits, 1));
 
     let mut left: Vec<_> = recorded.tensors.keys().filter(|name| !recorded.checked.contains(name)).collect();
     left.sort_unstable();
     assert!(left.is_empty(), "recorded, and not checked: {left:?}");
-}
-
-#[test]
-fn two_segments_attend_as_one() {
-    let (batch, heads, time, shared, own, width) = (2, 3, 4, 5, 7, 8);
-    let random = |seed: u64, shape: [usize; 4]| {
-        let value = |index| uniform(seed, 0, index, Purpose::Token) as f32;
-        let values: Vec<f32> = (0..shape.iter().product::<usize>() as u64).map(value).collect();
-        Tensor::<4>::from_data(TensorData::new(values, shape), &device())
-    };
-    let query = random(1, [batch, heads, time, width]);
-    let common = Segment { keys: random(2, [1, heads, shared, width]), values: random(3, [1, heads, shared, width]) };
-    let each = Segment { keys: random(4, [batch, heads, own, width]), values: random(5, [batch, heads, own, width]) };
-    let hidden = Tensor::<2>::ones([time, own], &device()).triu(4).greater_elem(0.5).reshape([1, 1, time, own]);
-    let no_dropout = DropoutConfig::new(0.0).init();
-    let two = attend(query.clone(), Some(common.clone()), each.clone(), Some(hidden.clone()), &no_dropout);
-
-    let join =
-        |common: Tensor<4>, each: Tensor<4>| Tensor::cat(vec![common.expand([batch, heads, shared, width]), each], 2);
-    let one = Segment { keys: join(common.keys, each.keys), values: join(common.values, each.values) };
-    let seen = Tensor::<4>::zeros([1, 1, time, shared], &device()).greater_elem(0.5);
-    let one = attend(query, None, one, Some(Tensor::cat(vec![seen, hidden], 3)), &no_dropout);
-    let values = |tensor: Tensor<4>| tensor.try_into_vec_as::<f32>().unwrap();
-    for (two, one) in values(two).into_iter().zip(values(one)) {
-        assert!((two - one).abs() < 1e-6);
-    }
 }

@@ -1,19 +1,30 @@
 //! [`TokenBatch`]: checked token ids on a device.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData};
 
-use super::{Gpt2, is_same_device};
-use crate::memory::product;
+use super::Gpt2;
+use crate::device::is_same_device;
+use crate::memory::sum;
 use crate::{Error, MemoryLimit, Result};
 
-/// The new tokens of a batch, rows of unequal length, checked once against the vocabulary.
+/// The new tokens of a batch, checked once against the vocabulary. Rows may be of unequal length; they are packed, those of a row
+/// behind those of the row before, and nothing is between them.
 #[derive(Clone, Debug)]
 pub struct TokenBatch {
-    /// `[batch, T_max]`; a shorter row is filled up with its last id, so that what is computed there is a copy of
-    /// something real and no stranger's values come near a row.
-    ids: Tensor<2, Int>,
-    new_lens: Vec<usize>,
+    /// `[N]`.
+    ids: Tensor<1, Int>,
+    query_lens: Vec<usize>,
     vocab_size: usize,
+}
+
+/// Some consecutive tokens of a batch.
+pub(super) struct Chunk {
+    /// `[n]`.
+    pub ids: Tensor<1, Int>,
+    /// The rows that have some of them, and which of each row's new tokens they are.
+    pub rows: Vec<(usize, Range<usize>)>,
 }
 
 impl TokenBatch {
@@ -22,45 +33,82 @@ impl TokenBatch {
     /// # Errors
     ///
     /// [`Error::EmptyBatch`], [`Error::EmptyPrompt`] or [`Error::TokenOutOfRange`]; [`Error::OutOfMemory`] or
-    /// [`Error::Mismatch`] if the rows, all as long as the longest, are more than [the system](MemoryLimit::system) gives or than
-    /// 32 bits count.
+    /// [`Error::Mismatch`] if all tokens together are more than [the system](MemoryLimit::system) gives memory for or than 32 bits
+    /// count.
     pub fn new<R: AsRef<[u32]>>(rows: &[R], model: &Gpt2) -> Result<Self> {
         let vocab_size = model.config().vocab_size;
-        let new_lens: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
-        let time = new_lens.iter().copied().max().ok_or(Error::EmptyBatch)?;
-        if let Some(index) = new_lens.iter().position(|&len| len == 0) {
-            return Err(Error::EmptyPrompt { index });
-        }
-
-        let tokens = product([rows.len(), time]);
-        MemoryLimit::system().check("ids of a batch, all rows as long as the longest", tokens.saturating_mul(24))?;
-        if tokens > i32::MAX as usize {
-            let what = "ids of a batch, all rows as long as the longest";
-            return Err(Error::mismatch(what, format!("at most {}", i32::MAX), tokens));
-        }
-        let mut padded = Vec::with_capacity(tokens);
-        for (row, ids) in rows.iter().enumerate() {
-            for (position, &id) in ids.as_ref().iter().enumerate() {
+        let query_lens: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
+        let tokens = check_lens(&query_lens)?;
+        let mut ids = Vec::with_capacity(tokens);
+        for (row, of_row) in rows.iter().enumerate() {
+            for (position, &id) in of_row.as_ref().iter().enumerate() {
                 if id as usize >= vocab_size {
                     return Err(Error::TokenOutOfRange { id, row, position, vocab_size });
                 }
-                padded.push(id as i32); // a valid vocabulary fits an i32: see `Gpt2Config::validate`
+                ids.push(id as i32); // a valid vocabulary fits an i32: see `Gpt2Config::validate`
             }
-            let last = padded.last().copied();
-            padded.extend(std::iter::repeat_n(last, time - new_lens[row]).flatten());
         }
-        let data = TensorData::new(padded, [rows.len(), time]);
-        Ok(Self { ids: Tensor::from_data(data, &model.device()), new_lens, vocab_size })
+        let ids = Tensor::from_data(TensorData::new(ids, [tokens]), &model.device());
+        Ok(Self { ids, query_lens, vocab_size })
     }
 
-    /// The ids, `[batch, T_max]`.
-    pub fn ids(&self) -> &Tensor<2, Int> {
+    /// Ids as a data loader gives them, `[B, T]` on the model's device, of which row `b` counts the first `lens[b]`; without
+    /// lengths, all of them. They are read back once to be checked.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::Mismatch`] if there is not one length a row, one is more than T, or the ids are on another
+    /// device; [`Error::Execution`] if the device does not hand them over.
+    pub fn from_tensor(ids: Tensor<2, Int>, lens: Option<&[usize]>, model: &Gpt2) -> Result<Self> {
+        let ([batch, time], device) = (ids.dims(), ids.device());
+        let all = vec![time; batch];
+        let lens = lens.unwrap_or(&all);
+        if lens.len() != batch {
+            return Err(Error::mismatch("lengths of rows of ids", batch, lens.len()));
+        }
+        if let Some(len) = lens.iter().find(|len| **len > time) {
+            return Err(Error::mismatch("length of a row of ids", format!("at most {time}"), len));
+        }
+        check_lens(lens)?;
+        let here = model.device();
+        if !is_same_device(&here, &device) {
+            return Err(Error::mismatch("device of the tokens", format!("{here:?}"), format!("{device:?}")));
+        }
+        let vocab_size = model.config().vocab_size;
+        let found = ids.clone().try_into_vec_as::<i64>().map_err(|error| Error::Execution(error.to_string()))?;
+        for (row, (of_row, len)) in found.chunks(time).zip(lens).enumerate() {
+            let is_unknown = |id: &i64| usize::try_from(*id).map_or(true, |id| id >= vocab_size);
+            if let Some(position) = of_row[..*len].iter().position(is_unknown) {
+                let id = of_row[position].clamp(0, i64::from(u32::MAX)) as u32;
+                return Err(Error::TokenOutOfRange { id, row, position, vocab_size });
+            }
+        }
+        let flat: Tensor<1, Int> = ids.reshape([batch * time]);
+        let flat = match lens.iter().all(|len| *len == time) {
+            true => flat,
+            false => {
+                let kept =
+                    lens.iter().enumerate().flat_map(|(row, len)| (row * time) as i32..(row * time + len) as i32);
+                let kept: Vec<i32> = kept.collect();
+                flat.select(0, Tensor::from_data(kept.as_slice(), &device))
+            }
+        };
+        Ok(Self { ids: flat, query_lens: lens.to_vec(), vocab_size })
+    }
+
+    /// The ids, `[N]`.
+    pub fn ids(&self) -> &Tensor<1, Int> {
         &self.ids
     }
 
     /// New tokens of each row.
-    pub fn new_lens(&self) -> &[usize] {
-        &self.new_lens
+    pub fn query_lens(&self) -> &[usize] {
+        &self.query_lens
+    }
+
+    /// New tokens of all rows, N.
+    pub fn tokens(&self) -> usize {
+        self.query_lens.iter().sum()
     }
 
     /// Checks that the ids were checked for a model like this one, and are where it is.
@@ -76,22 +124,38 @@ impl TokenBatch {
         Ok(())
     }
 
-    /// The same tokens, `time` of each row after the other; the last part has what is left, so that no row is without a token
-    /// in any.
-    pub(super) fn in_parts(&self, time: usize) -> Vec<Self> {
-        let [_, longest] = self.ids.dims();
-        let shortest = self.new_lens.iter().copied().min().unwrap_or(0);
-        let starts: Vec<usize> = (0..shortest).step_by(time.max(1)).collect();
-        let part = |(index, &start): (usize, &usize)| {
-            let end = starts.get(index + 1).copied().unwrap_or(longest);
-            let new_lens = self.new_lens.iter().map(|len| (*len).min(end) - start).collect();
-            Self { ids: self.ids.clone().narrow(1, start, end - start), new_lens, vocab_size: self.vocab_size }
+    /// The tokens cut into chunks of at most `max` each, as equal as that goes.
+    pub(super) fn chunks(&self, max: usize) -> Vec<Chunk> {
+        let tokens = self.tokens();
+        let len = tokens.div_ceil(tokens.div_ceil(max.max(1)));
+        let chunk = |start: usize| {
+            let (all, mut rows, mut first) = (start..(start + len).min(tokens), Vec::new(), 0);
+            for (row, query_len) in self.query_lens.iter().enumerate() {
+                let (from, to) = (all.start.max(first), all.end.min(first + query_len));
+                if from < to {
+                    rows.push((row, from - first..to - first));
+                }
+                first += query_len;
+            }
+            let ids = if all.len() == tokens { self.ids.clone() } else { self.ids.clone().narrow(0, start, all.len()) };
+            Chunk { ids, rows }
         };
-        starts.iter().enumerate().map(part).collect()
+        (0..tokens).step_by(len).map(chunk).collect()
     }
+}
 
-    /// Whether all rows are equally long.
-    pub fn is_uniform(&self) -> bool {
-        self.new_lens.iter().all(|len| *len == self.new_lens[0])
+/// Checks that rows have these lengths; returns the tokens of all.
+fn check_lens(lens: &[usize]) -> Result<usize> {
+    if lens.is_empty() {
+        return Err(Error::EmptyBatch);
     }
+    if let Some(index) = lens.iter().position(|&len| len == 0) {
+        return Err(Error::EmptyPrompt { index });
+    }
+    let tokens = lens.iter().fold(0, |tokens: usize, len| sum([tokens, *len]));
+    MemoryLimit::system().check("ids of a batch", tokens.saturating_mul(24))?;
+    if tokens > i32::MAX as usize {
+        return Err(Error::mismatch("ids of a batch", format!("at most {}", i32::MAX), tokens));
+    }
+    Ok(tokens)
 }

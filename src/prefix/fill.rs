@@ -160,56 +160,22 @@ impl Work<'_> {
     /// The cache with a row for each distinct prompt, the logits behind each, and the segments of the pieces.
     fn run(mut self) -> Result<(KvCache, Vec<f32>, Vec<KvSegment>)> {
         for places in self.plan.shared_forwards() {
-            let mut cache = self.scratch(places)?;
-            self.model.hidden_states(&self.tokens(places)?, &mut cache)?;
+            let longest = self.pieces(places).map(|piece| piece.end).max().unwrap_or(1);
+            let mut cache = self.cache(CacheStorage::Growing, longest, &self.before(places))?;
+            self.model.prefill(&self.tokens(places)?, &mut cache)?;
             self.take_segments(places, &cache)?;
         }
-        let (cache, logits) = match self.plan.end_forwards() {
-            [places] => self.ends_in_place(places)?,
-            groups => self.ends_by_groups(groups)?,
-        };
-        Ok((cache, logits, self.segments.into_iter().flatten().collect()))
-    }
-
-    /// The ends of all prompts in one forward, which writes where they are to be.
-    fn ends_in_place(&mut self, places: &[usize]) -> Result<(KvCache, Vec<f32>)> {
+        // The ends of all prompts in one forward, which writes where they are to be.
+        let places = self.plan.ends();
         let mut cache = self.cache(self.new.storage, self.new.capacity, &self.before(places))?;
         let logits = on_host(self.model.forward(&self.tokens(places)?, &mut cache, Logits::Last)?)?;
         self.take_segments(places, &cache)?;
-        Ok((cache, logits))
-    }
-
-    /// The ends in several forwards, each with a cache of its own.
-    fn ends_by_groups(&mut self, groups: &[Vec<usize>]) -> Result<(KvCache, Vec<f32>)> {
-        let distinct = self.plan.distinct().len();
-        let first = self.plan.pieces().len() - distinct;
-        let vocab_size = self.model.config().vocab_size;
-        let mut logits = vec![0.0; distinct * vocab_size];
-        for places in groups {
-            let mut cache = self.scratch(places)?;
-            let values = on_host(self.model.forward(&self.tokens(places)?, &mut cache, Logits::Last)?)?;
-            for (place, values) in places.iter().zip(values.chunks_exact(vocab_size)) {
-                logits[(place - first) * vocab_size..][..vocab_size].copy_from_slice(values);
-            }
-            self.take_segments(places, &cache)?;
-        }
-        let whole = |place: usize| {
-            let piece = self.plan.pieces()[place];
-            self.path(piece.prompt, piece.end, Some(place))
-        };
-        let rows: Vec<_> = (first..first + distinct).map(whole).collect();
-        Ok((self.cache(self.new.storage, self.new.capacity, &rows)?, logits))
+        Ok((cache, logits, self.segments.into_iter().flatten().collect()))
     }
 
     fn cache(&self, storage: CacheStorage, capacity: usize, rows: &[Path]) -> Result<KvCache> {
         let NewCache { dtype, limit, .. } = *self.new;
         KvCache::with_segments(self.model.config(), storage, capacity, dtype, &self.model.device(), rows, limit)
-    }
-
-    /// A cache that holds what is before some pieces, with room for them.
-    fn scratch(&self, places: &[usize]) -> Result<KvCache> {
-        let longest = self.pieces(places).map(|piece| piece.end).max().unwrap_or(1);
-        self.cache(CacheStorage::Growing, longest, &self.before(places))
     }
 
     fn pieces(&self, places: &[usize]) -> impl Iterator<Item = Piece> {
@@ -249,6 +215,6 @@ impl Work<'_> {
     }
 }
 
-fn on_host(logits: Tensor<3>) -> Result<Vec<f32>> {
+fn on_host(logits: Tensor<2>) -> Result<Vec<f32>> {
     logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))
 }

@@ -110,8 +110,8 @@ impl Proposer for ModelProposer<'_> {
         self.contexts.truncate(row, len)
     }
 
-    fn gather(&mut self, rows: &[usize]) -> Result<()> {
-        self.contexts.gather(rows)
+    fn remove(&mut self, row: usize) -> Result<()> {
+        self.contexts.remove(row)
     }
 
     fn keep(&self, row: usize, window: &[u32]) -> Result<()> {

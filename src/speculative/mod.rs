@@ -287,8 +287,8 @@ impl<'a> Speculating<'a> {
         self.proposer.truncate(row, len)
     }
 
-    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
-        self.proposer.gather(rows)
+    pub fn remove(&mut self, row: usize) -> Result<()> {
+        self.proposer.remove(row)
     }
 
     /// Keeps what is known of a row for rows to come.

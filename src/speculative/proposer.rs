@@ -82,8 +82,8 @@ pub trait Proposer: Send {
         Ok(())
     }
 
-    /// Makes row `i` what row `rows[i]` was.
-    fn gather(&mut self, _rows: &[usize]) -> Result<()> {
+    /// Takes row `row` out; those behind it move up.
+    fn remove(&mut self, _row: usize) -> Result<()> {
         Ok(())
     }
 

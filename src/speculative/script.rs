@@ -84,8 +84,8 @@ impl Proposer for ScriptProposer<'_> {
         self.model.as_mut().map_or(Ok(()), |model| model.truncate(row, len))
     }
 
-    fn gather(&mut self, rows: &[usize]) -> Result<()> {
-        self.model.as_mut().map_or(Ok(()), |model| model.gather(rows))
+    fn remove(&mut self, row: usize) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), |model| model.remove(row))
     }
 
     fn keep(&self, row: usize, window: &[u32]) -> Result<()> {

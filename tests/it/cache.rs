@@ -8,7 +8,7 @@ use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, MemoryLimit, TokenBatch, WeightFormat};
 use proptest::prelude::*;
 
-fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits) -> Vec<Vec<f32>> {
+fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits<'_>) -> Vec<Vec<f32>> {
     rows(model.forward(&TokenBatch::new(new, model).unwrap(), cache, logits).unwrap())
 }
 
@@ -63,6 +63,7 @@ enum Step {
     Truncate(usize, usize),
     Fork(usize),
     Gather(Vec<usize>),
+    Remove(usize),
     Clear,
 }
 
@@ -78,6 +79,7 @@ fn step() -> impl Strategy<Value = Step> {
         2 => (any::<usize>(), any::<usize>()).prop_map(|(row, len)| Step::Truncate(row, len)),
         1 => any::<usize>().prop_map(Step::Fork),
         1 => proptest::collection::vec(any::<usize>(), 1..4).prop_map(Step::Gather),
+        1 => any::<usize>().prop_map(Step::Remove),
         1 => Just(Step::Clear),
     ]
 }
@@ -171,6 +173,12 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
                 cache.gather(&rows).unwrap();
                 texts = rows.iter().map(|&row| texts[row].clone()).collect();
             }
+            Step::Remove(row) if texts.len() > 1 => {
+                let row = row % texts.len();
+                cache.remove(row).unwrap();
+                texts.remove(row);
+            }
+            Step::Remove(_) => {}
             Step::Clear => {
                 cache.clear();
                 texts.iter_mut().for_each(Vec::clear);
@@ -224,6 +232,36 @@ fn a_preallocated_cache_is_written_in_place_for_900_steps() {
     }
 }
 
+/// What the others hold stays where it is, and goes on beside an empty slot.
+#[test]
+fn a_row_that_is_removed_copies_nothing() {
+    let plain = random_model(small_config());
+    for model in [plain.clone(), plain.prepare(WeightFormat::F32).unwrap()] {
+        let mut cache = model.cache(CacheStorage::Preallocated, 4, 20).unwrap();
+        append(&model, &mut cache, &[vec![1, 2, 3], vec![4], vec![5, 6], vec![7, 8, 9, 10]], Logits::Last);
+        let place = |cache: &KvCache| (address(cache.buffers(1).unwrap().1), cache.bytes().reserved);
+        let before = place(&cache);
+        cache.remove(1).unwrap();
+        cache.remove(2).unwrap();
+        assert_eq!(cache.lens(), [3, 2]);
+        let logits = append(&model, &mut cache, &[vec![11], vec![12, 13]], Logits::Last);
+        for (logits, text) in logits.iter().zip([&[1, 2, 3, 11][..], &[5, 6, 12, 13]]) {
+            assert_same(logits, &logits_of(&model, text).pop().unwrap());
+        }
+        assert_eq!(place(&cache), before);
+        // What is copied has no empty slots.
+        let segment = cache.segment(1, 0..4).unwrap();
+        cache.append_segments(&[vec![], vec![(segment, 1)]]).unwrap();
+        cache.gather(&[1, 0]).unwrap();
+        let logits = append(&model, &mut cache, &[vec![14], vec![15]], Logits::Last);
+        assert_eq!(cache.lens(), [6, 5]);
+        assert_same(&logits[1], &logits_of(&model, &[1, 2, 3, 11, 15]).pop().unwrap());
+        cache.remove(0).unwrap();
+        cache.remove(0).unwrap();
+        assert!(cache.batch() == 0 && matches!(cache.remove(0), Err(Error::Mismatch { .. })));
+    }
+}
+
 #[test]
 fn bytes_are_the_closed_form() {
     let config = small_config();
@@ -254,20 +292,20 @@ fn each_row_has_its_own_number_of_logits() {
     let texts = [vec![1, 2, 3, 4, 5, 6], vec![7, 8, 9], vec![9, 10, 11, 12]];
     let all: Vec<_> = texts.iter().map(|text| logits_of(&model, text)).collect();
     for storage in STORAGES {
-        for counts in [[4, 1, 2], [1, 2, 3], [2, 2, 2], [1, 1, 1]] {
+        for counts in [[4, 1, 2], [1, 2, 3], [2, 2, 2], [1, 1, 1], [0, 2, 1]] {
             let mut cache = model.cache(storage, 3, 10).unwrap();
             append(&model, &mut cache, &texts.clone().map(|text| text[..1].to_vec()), Logits::Last);
             let new = texts.clone().map(|text| text[1..].to_vec());
             let tokens = TokenBatch::new(&new, &model).unwrap();
-            let logits = rows(model.forward_ragged(&tokens, &mut cache, &counts).unwrap());
+            let logits = rows(model.forward(&tokens, &mut cache, Logits::Counts(&counts)).unwrap());
             let expected = (0..3).flat_map(|row| &all[row][texts[row].len() - counts[row]..]);
             assert_eq!(logits.len(), counts.iter().sum::<usize>());
             logits.iter().zip(expected).for_each(|(logits, expected)| assert_same(logits, expected));
         }
         let mut cache = model.cache(storage, 2, 10).unwrap();
         let tokens = TokenBatch::new(&[vec![1_u32, 2], vec![3]], &model).unwrap();
-        for counts in [&[1][..], &[1, 2], &[0, 1], &[3, 1], &[]] {
-            let error = model.forward_ragged(&tokens, &mut cache, counts).unwrap_err();
+        for counts in [&[1][..], &[1, 2], &[0, 0], &[3, 1], &[]] {
+            let error = model.forward(&tokens, &mut cache, Logits::Counts(counts)).unwrap_err();
             assert!(matches!(error, Error::Mismatch { .. }) && cache.is_empty(), "{error}");
         }
     }

@@ -200,7 +200,7 @@ fn a_prepared_model_that_is_moved_to_train_is_an_error() {
         assert!(matches!(error, Error::Prepared { .. }), "{error}");
     }
     let model = prepared(&random_model(small_config()), WeightFormat::F32);
-    let hidden = gpt2_burn::burn::tensor::Tensor::<3>::zeros([1, 1, 24], (&device(), DType::F16));
+    let hidden = gpt2_burn::burn::tensor::Tensor::<2>::zeros([1, 24], (&device(), DType::F16));
     assert!(matches!(model.head(hidden), Err(Error::Mismatch { .. })));
 }
 
@@ -227,8 +227,44 @@ fn prompts_that_are_computed_in_parts_are_the_same() {
     let mut cache = model.cache(CacheStorage::Preallocated, prompts.len(), 24).unwrap();
     let logits = model.forward(&TokenBatch::new(&prompts, &model).unwrap(), &mut cache, Logits::All).unwrap();
     let logits = rows(logits);
+    let mut first = 0;
     for (row, ids) in prompts.iter().enumerate() {
         assert_eq!(cache.len(row), ids.len());
-        assert_eq!(logits[row * 24..][..ids.len()], logits_of(&model, ids), "row {row}");
+        assert_eq!(logits[first..first + ids.len()], logits_of(&model, ids), "row {row}");
+        first += ids.len();
+    }
+}
+
+/// The last layer computes no more of a token that nobody reads than its keys and values.
+#[test]
+fn logits_that_are_not_wanted_change_no_bit_of_those_that_are() {
+    // Queries end in the midst of a tile of the packed matrix, or where one does.
+    for (n_embd, format) in [(24, WeightFormat::F32), (64, WeightFormat::F32), (64, WeightFormat::Int8)] {
+        let config = Gpt2Config { n_positions: 700, n_embd, n_head: 4, ..small_config() };
+        check_wanted(&prepared(&random_model(config), format));
+    }
+}
+
+fn check_wanted(model: &Gpt2) {
+    // More tokens than a chunk has: what is wanted of a row may begin in one and end in another.
+    let prompts: Vec<Vec<u32>> = [600, 1, 37, 2, 5].map(|len| (0..len).map(|n| (n * n + len) % 61).collect()).to_vec();
+    let tokens = TokenBatch::new(&prompts, model).unwrap();
+    let forward = |logits: Logits<'_>| {
+        let mut cache = model.cache(CacheStorage::Preallocated, prompts.len(), 700).unwrap();
+        let first = rows(model.forward(&tokens, &mut cache, logits).unwrap());
+        // What later tokens see is the same too.
+        let next = TokenBatch::new(&vec![[7_u32]; prompts.len()], model).unwrap();
+        (first, rows(model.forward(&next, &mut cache, Logits::Last).unwrap()))
+    };
+    let (all, next) = forward(Logits::All);
+    for counts in [[1, 1, 1, 1, 1], [300, 0, 37, 0, 2], [0, 0, 0, 0, 5], [600, 1, 0, 2, 5]] {
+        let (some, then) = forward(Logits::Counts(&counts));
+        let mut end = 0;
+        let wanted = prompts.iter().zip(counts).flat_map(|(prompt, count)| {
+            end += prompt.len();
+            end - count..end
+        });
+        let wanted: Vec<Vec<f32>> = wanted.map(|token| all[token].clone()).collect();
+        assert!(some == wanted && then == next, "{counts:?}");
     }
 }

@@ -5,7 +5,7 @@ use gpt2_burn::burn::module::Module;
 use gpt2_burn::burn::nn::loss::CrossEntropyLossConfig;
 use gpt2_burn::burn::optim::{AdamWConfig, GradientsParams};
 use gpt2_burn::burn::store::ModuleRecord;
-use gpt2_burn::burn::tensor::Tensor;
+use gpt2_burn::burn::tensor::{Int, Tensor};
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::logit_drift;
 use gpt2_burn::speculative::{Draft, DraftLen, Scripted, Speculation};
@@ -28,12 +28,9 @@ fn parameters_are_counted_in_closed_form() {
 /// Loss of predicting each id from those before it.
 fn loss(model: &Gpt2, ids: &[u32]) -> Tensor<1> {
     let (inputs, targets) = (&ids[..ids.len() - 1], &ids[1..]);
-    let mut cache = model.cache(CacheStorage::Growing, 1, inputs.len()).unwrap();
-    let logits = model.forward(&TokenBatch::new(&[inputs], model).unwrap(), &mut cache, Logits::All).unwrap();
-    let [_, time, vocab] = logits.dims();
+    let logits = model.forward(&TokenBatch::new(&[inputs], model).unwrap(), None, Logits::All).unwrap(); // [T, V]
     let targets = TokenBatch::new(&[targets], model).unwrap();
-    let targets = targets.ids().clone().reshape([time]);
-    CrossEntropyLossConfig::new().init(&model.device()).forward(logits.reshape([time, vocab]), targets)
+    CrossEntropyLossConfig::new().init(&model.device()).forward(logits, targets.ids().clone())
 }
 
 #[test]
@@ -162,9 +159,10 @@ fn logits_are_given_where_they_are_asked_for() {
         rows(model.forward(&tokens, &mut cache, logits).unwrap())
     };
     let (all, last, two) = (forward(Logits::All), forward(Logits::Last), forward(Logits::LastK(2)));
-    assert_eq!((all.len(), last.len(), two.len()), (12, 3, 6));
+    assert_eq!((all.len(), last.len(), two.len()), (9, 3, 6));
+    let mut end = 0;
     for (row, ids) in new.iter().enumerate() {
-        let end = 4 * row + ids.len();
+        end += ids.len();
         let close = |left: &[f32], right: &[f32]| left.iter().zip(right).all(|(a, b)| (a - b).abs() < 1e-4);
         assert!(close(&last[row], &all[end - 1]));
         assert!(close(&two[2 * row], &all[end - 2]) && close(&two[2 * row + 1], &all[end - 1]));
@@ -178,7 +176,55 @@ fn hidden_states_are_what_the_head_reads() {
     let tokens = TokenBatch::new(&[[1_u32, 2, 3]], &model).unwrap();
     let mut cache = model.cache(CacheStorage::Growing, 1, 10).unwrap();
     let hidden = model.hidden_states(&tokens, &mut cache).unwrap();
-    assert_eq!(hidden.dims(), [1, 3, 24]);
-    assert!(matches!(model.head(hidden.clone().narrow(2, 0, 5)), Err(Error::Mismatch { .. })));
+    assert_eq!(hidden.dims(), [3, 24]);
+    assert!(matches!(model.head(hidden.clone().narrow(1, 0, 5)), Err(Error::Mismatch { .. })));
     assert_eq!(rows(model.head(hidden).unwrap()), logits_of(&model, &[1, 2, 3]));
+}
+
+/// What a data loader gives, with and without lengths; the same as rows of ids.
+#[test]
+fn ids_can_come_as_a_tensor() {
+    let model = random_model(small_config());
+    let ids = Tensor::<2, Int>::from_data([[1, 2, 3, 4], [5, 6, 60, 60]], &device());
+    let logits = |tokens: TokenBatch| rows(model.forward(&tokens, None, Logits::All).unwrap());
+    let of_rows = |rows: &[Vec<u32>]| logits(TokenBatch::new(rows, &model).unwrap());
+    let whole = TokenBatch::from_tensor(ids.clone(), None, &model).unwrap();
+    assert_eq!(logits(whole), of_rows(&[vec![1, 2, 3, 4], vec![5, 6, 60, 60]]));
+    let ragged = TokenBatch::from_tensor(ids.clone(), Some(&[4, 2]), &model).unwrap();
+    assert_eq!(ragged.query_lens(), [4, 2]);
+    assert_eq!(logits(ragged), of_rows(&[vec![1, 2, 3, 4], vec![5, 6]]));
+
+    let refused = |ids: Tensor<2, Int>, lens: Option<&[usize]>| TokenBatch::from_tensor(ids, lens, &model).unwrap_err();
+    assert!(matches!(refused(ids.clone(), Some(&[4])), Error::Mismatch { .. }));
+    assert!(matches!(refused(ids.clone(), Some(&[5, 1])), Error::Mismatch { .. }));
+    assert!(matches!(refused(ids.clone(), Some(&[4, 0])), Error::EmptyPrompt { index: 1 }));
+    for bad in [61, -1] {
+        let ids = ids.clone().slice_assign([1..2, 2..3], Tensor::from_data([[bad]], &device()));
+        assert!(matches!(refused(ids.clone(), None), Error::TokenOutOfRange { row: 1, position: 2, .. }), "{bad}");
+        assert!(TokenBatch::from_tensor(ids, Some(&[4, 2]), &model).is_ok(), "what counts for nothing may be anything");
+    }
+    let elsewhere = Tensor::<2, Int>::from_data([[1]], &device().autodiff());
+    assert!(matches!(refused(elsewhere, None), Error::Mismatch { .. }));
+}
+
+/// The same as with a cache of its own, and gradients flow.
+#[test]
+fn a_forward_without_a_cache_is_that_with_an_empty_one() {
+    let texts = [vec![1_u32, 2, 3, 4, 5], vec![6, 7], vec![8, 9]];
+    for config in [small_config(), Gpt2Config { tie_word_embeddings: false, ..small_config() }] {
+        let plain = random_model(config);
+        let deterministic = plain.clone().with_determinism(true).unwrap();
+        let packed = plain.clone().prepare(gpt2_burn::WeightFormat::F32).unwrap();
+        for model in [plain, deterministic, packed] {
+            let tokens = TokenBatch::new(&texts, &model).unwrap();
+            let mut cache = model.cache(CacheStorage::Preallocated, 3, 10).unwrap();
+            let with = rows(model.forward(&tokens, &mut cache, Logits::All).unwrap());
+            let without = rows(model.forward(&tokens, None, Logits::All).unwrap());
+            for (with, without) in with.iter().flatten().zip(without.iter().flatten()) {
+                assert!((with - without).abs() < 1e-5, "{with} and {without}");
+            }
+            let long = TokenBatch::new(&[vec![1; 25]], &model).unwrap();
+            assert!(matches!(model.forward(&long, None, Logits::Last), Err(Error::ContextOverflow { tokens: 25, .. })));
+        }
+    }
 }

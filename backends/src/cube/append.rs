@@ -7,27 +7,27 @@ use cubecl::prelude::*;
 
 use super::{address_type, element_type, one_thread_each, writable};
 
-/// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). `starts` says where each row's new positions go, and `counts`, if rows have
-/// unequally many, how many of them count; of all rows, `count` do otherwise. Both are in i32.
+/// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). Context lengths and layout are in i32, and no row has more than `most` new
+/// tokens.
 pub fn append(
     [keys, values]: [CubeTensor; 2],
     [new_keys, new_values]: [CubeTensor; 2],
-    starts: CubeTensor,
-    counts: Option<CubeTensor>,
-    count: usize,
+    [context_lens, layout]: [CubeTensor; 2],
+    most: usize,
 ) -> [CubeTensor; 2] {
     let [keys, values] = [keys, values].map(writable);
-    let [batch, heads, _, head_dim]: [usize; 4] = new_keys.meta.shape().dims();
-    let starts = into_contiguous(starts);
-    let is_ragged = counts.is_some();
-    let counts = counts.map_or_else(|| starts.clone(), into_contiguous);
+    let [_, heads, head_dim]: [usize; 3] = new_keys.meta.shape().dims();
+    let [rows, _]: [usize; 2] = layout.meta.shape().dims();
+    // The layout is read by its strides: a device may leave room behind its rows, and a copy is one launch more.
+    let context_lens = into_contiguous(context_lens);
     let address = address_type(&[&keys, &values, &new_keys, &new_values]);
-    let (cubes, dim) = one_thread_each(&keys.client, batch * heads * count * head_dim);
+    let (cubes, dim) = one_thread_each(&keys.client, rows * heads * most * head_dim);
     let dtypes = [element_type(keys.dtype), element_type(new_keys.dtype)];
     let is_half = keys.dtype == DType::F16;
-    // SAFETY: `checks::append` made sure that the four have rows, heads and width in common, the two buffers a capacity, and
-    // what is new `count` positions; and the caller that the types of keys are those of values. A position that is not in the
-    // buffers is not written, whatever `starts` says. Nothing else refers to the buffers.
+    // SAFETY: `checks::append` made sure that the four have heads and width in common, the two buffers slots and capacity, what
+    // is new its tokens, and that there are three numbers of each row; and the caller that the types of keys are those of values.
+    // A slot or a position that is not in the buffers is not written, and a token that is not there not read, whatever the lengths
+    // and the layout say. Nothing else refers to the buffers.
     unsafe {
         append_kernel::launch_unchecked(
             &keys.client,
@@ -36,12 +36,11 @@ pub fn append(
             address,
             new_keys.into_tensor_arg(),
             new_values.into_tensor_arg(),
-            starts.into_tensor_arg(),
-            counts.into_tensor_arg(),
+            context_lens.into_tensor_arg(),
+            layout.into_tensor_arg(),
             keys.clone().into_tensor_arg(),
             values.clone().into_tensor_arg(),
-            count,
-            is_ragged,
+            most,
             is_half,
             dtypes,
         );
@@ -53,36 +52,37 @@ pub fn append(
 fn append_kernel<C: Numeric, E: Numeric>(
     new_keys: &Tensor<E>,
     new_values: &Tensor<E>,
-    starts: &Tensor<i32>,
-    counts: &Tensor<i32>,
+    context_lens: &Tensor<i32>,
+    layout: &Tensor<i32>,
     keys: &mut Tensor<C>,
     values: &mut Tensor<C>,
-    count: usize,
-    #[comptime] is_ragged: bool,
+    most: usize,
     #[comptime] is_half: bool,
     #[define(C, E)] _dtypes: [ElemType; 2],
 ) {
-    let (batch, heads, head_dim) = (new_keys.shape(0), new_keys.shape(1), new_keys.shape(3));
+    let (tokens, heads, head_dim) = (new_keys.shape(0), new_keys.shape(1), new_keys.shape(2));
     let column = ABSOLUTE_POS % head_dim;
     // Heads stand next to each other in what a projection gives: so do the threads.
     let head = ABSOLUTE_POS / head_dim % heads;
-    let t = ABSOLUTE_POS / head_dim / heads % count;
-    let row = ABSOLUTE_POS / head_dim / heads / count;
-    if row < batch {
-        let mut counted = count;
-        if comptime!(is_ragged) {
-            counted = i32::max(counts[row], 0) as usize;
-        }
-        let start = starts[row];
+    let t = ABSOLUTE_POS / head_dim / heads % most;
+    let row = ABSOLUTE_POS / head_dim / heads / most;
+    if row < layout.shape(0) {
+        let (of_row, of_number) = (row * layout.stride(0), layout.stride(1));
+        let slot = i32::max(layout[of_row], 0) as usize;
+        let token = i32::max(layout[of_row + of_number], 0) as usize + t;
+        let count = i32::max(layout[of_row + of_number + of_number], 0) as usize;
+        let start = context_lens[row];
         let position = usize::min(i32::max(start, 0) as usize, keys.shape(2)) + t;
-        if start >= 0 && t < counted && position < keys.shape(2) {
-            let from = row * new_keys.stride(0) + head * new_keys.stride(1) + t * new_keys.stride(2);
-            let to = row * keys.stride(0) + head * keys.stride(1) + position * keys.stride(2) + column * keys.stride(3);
-            keys[to] = rounded::<E, C>(new_keys[from + column * new_keys.stride(3)], is_half);
-            let from = row * new_values.stride(0) + head * new_values.stride(1) + t * new_values.stride(2);
-            let to = row * values.stride(0) + head * values.stride(1) + position * values.stride(2);
+        let is_there = t < count && token < tokens && slot < keys.shape(0);
+        if is_there && start >= 0 && position < keys.shape(2) {
+            let from = token * new_keys.stride(0) + head * new_keys.stride(1);
+            let to =
+                slot * keys.stride(0) + head * keys.stride(1) + position * keys.stride(2) + column * keys.stride(3);
+            keys[to] = rounded::<E, C>(new_keys[from + column * new_keys.stride(2)], is_half);
+            let from = token * new_values.stride(0) + head * new_values.stride(1);
+            let to = slot * values.stride(0) + head * values.stride(1) + position * values.stride(2);
             let to = to + column * values.stride(3);
-            values[to] = rounded::<E, C>(new_values[from + column * new_values.stride(3)], is_half);
+            values[to] = rounded::<E, C>(new_values[from + column * new_values.stride(2)], is_half);
         }
     }
 }

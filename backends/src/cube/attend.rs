@@ -18,16 +18,8 @@ const MOST_WORKGROUPS: usize = 65_535;
 /// Below every score, and far enough from the end of f32's range to be subtracted from.
 const LOWEST: f32 = -1e30;
 
-/// Keys or values, and such that all rows share before their own.
-pub struct Segments {
-    /// `[B, H, L, D]`.
-    pub own: CubeTensor,
-    /// `[1, H, S, D]`.
-    pub shared: Option<CubeTensor>,
-}
-
-/// Whether queries of this shape, `[B, H, T, D]`, have a kernel: a head fits a workgroup, and there are no more of those than any
-/// device launches at once.
+/// Whether queries of so many rows and heads, of up to T tokens of a row and of this width, `[B, H, T, D]`, have a kernel: a
+/// head fits a workgroup, and there are no more of those than any device launches at once.
 pub fn has_kernel([batch, heads, time, head_dim]: [usize; 4]) -> bool {
     let fits = head_dim > 0 && head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK;
     fits && [batch, heads, time].iter().all(|count| *count <= MOST_WORKGROUPS)
@@ -38,30 +30,31 @@ fn vector_size(head_dim: usize) -> usize {
     if head_dim.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// See [`Gpt2Ops::attend`](crate::Gpt2Ops::attend) and [`Gpt2Ops::attend_shared`](crate::Gpt2Ops::attend_shared); `query` is in
-/// f32, `past` in i32, and it says how far each row's own keys are filled, so that their buffers may be longer.
-pub fn attend(query: CubeTensor, keys: Segments, values: Segments, past: CubeTensor) -> CubeTensor {
+/// See [`Gpt2Ops::attend`](crate::Gpt2Ops::attend); `query` is in f32, with at least one token and at most `most` of a row;
+/// context lengths and layout are in i32.
+pub fn attend(
+    query: CubeTensor,
+    [keys, values]: [CubeTensor; 2],
+    [context_lens, layout]: [CubeTensor; 2],
+    most: usize,
+) -> CubeTensor {
     let query = readable(query, 1);
-    let [batch, heads, time, head_dim]: [usize; 4] = query.meta.shape().dims();
-    let output = empty_beside(&query, [batch, time, heads * head_dim], DType::F32);
+    let [tokens, heads, head_dim]: [usize; 3] = query.meta.shape().dims();
+    let [rows, _]: [usize; 2] = layout.meta.shape().dims();
+    let output = empty_beside(&query, [tokens, heads * head_dim], DType::F32);
     let width = vector_size(head_dim);
     // Queries that share what is read of keys and values, bounded by the shared memory that the smallest devices have.
-    let queries = if head_dim <= BLOCK { time.next_power_of_two().min(4) } else { 1 };
-    let [keys, values] = [keys, values].map(|segments| {
-        let shared = segments.shared.map(|shared| readable(shared, width));
-        (readable(segments.own, width), shared)
-    });
-    let has_shared = keys.1.is_some();
-    let shared_keys = keys.1.unwrap_or_else(|| keys.0.clone());
-    let shared_values = values.1.unwrap_or_else(|| values.0.clone());
-    let (keys, values) = (keys.0, values.0);
-    let past = into_contiguous(past);
-    let address = address_type(&[&query, &keys, &values, &shared_keys, &shared_values, &output]);
-    let cubes = CubeCount::Static(heads as u32, batch as u32, time.div_ceil(queries) as u32);
+    let queries = if head_dim <= BLOCK { most.next_power_of_two().min(4) } else { 1 };
+    let [keys, values] = [keys, values].map(|states| readable(states, width));
+    // The layout is read by its strides: a device may leave room behind its rows, and a copy is one launch more.
+    let context_lens = into_contiguous(context_lens);
+    let address = address_type(&[&query, &keys, &values, &output]);
+    let cubes = CubeCount::Static(heads as u32, rows as u32, most.div_ceil(queries) as u32);
     let dtype = element_type(keys.dtype);
-    // SAFETY: `checks::attention` and `checks::shared` made sure that keys and values have the rows, heads and width of the
-    // queries, and the caller that all four are of one type. Positions behind the shared and the own ones are not read,
-    // whatever `past` says; queries behind the last read the last and are not written.
+    // SAFETY: `checks::packed` made sure that keys and values have the same shape, with the heads and the width of the queries,
+    // and that there are three numbers of each row; and the caller that both are of one type. A slot that is not there is taken for
+    // the last, positions behind the last are not read and tokens that are not there neither read nor written, whatever the
+    // lengths and the layout say. Queries behind a row's last read the last and are not written.
     unsafe {
         attend_kernel::launch_unchecked(
             &output.client,
@@ -72,14 +65,12 @@ pub fn attend(query: CubeTensor, keys: Segments, values: Segments, past: CubeTen
             query.into_tensor_arg(),
             keys.into_tensor_arg(),
             values.into_tensor_arg(),
-            shared_keys.into_tensor_arg(),
-            shared_values.into_tensor_arg(),
-            past.into_tensor_arg(),
+            context_lens.into_tensor_arg(),
+            layout.into_tensor_arg(),
             output.clone().into_tensor_arg(),
             1.0 / (head_dim as f32).sqrt(),
             queries,
             head_dim,
-            has_shared,
             dtype,
         );
     }
@@ -92,14 +83,12 @@ fn attend_kernel<C: Numeric, N: Size>(
     query: &Tensor<f32>,
     keys: &Tensor<Vector<C, N>>,
     values: &Tensor<Vector<C, N>>,
-    shared_keys: &Tensor<Vector<C, N>>,
-    shared_values: &Tensor<Vector<C, N>>,
-    past: &Tensor<i32>,
+    context_lens: &Tensor<i32>,
+    layout: &Tensor<i32>,
     output: &mut Tensor<f32>,
     scale: f32,
     #[comptime] queries: usize,
     #[comptime] head_dim: usize,
-    #[comptime] has_shared: bool,
     #[define(C)] _dtype: ElemType,
 ) {
     let width = keys.vector_size();
@@ -107,7 +96,11 @@ fn attend_kernel<C: Numeric, N: Size>(
     let parts = comptime!(BLOCK / lanes);
     let (head, row) = (CUBE_POS_X as usize, CUBE_POS_Y as usize);
     let first = CUBE_POS_Z as usize * queries;
-    let (heads, time) = (query.shape(1), query.shape(2));
+    let (tokens, heads) = (query.shape(0), query.shape(1));
+    let (of_layout, of_number) = (row * layout.stride(0), layout.stride(1));
+    let slot = usize::min(i32::max(layout[of_layout], 0) as usize, keys.shape(0) - 1);
+    let token = usize::min(i32::max(layout[of_layout + of_number], 0) as usize, tokens - 1);
+    let time = usize::min(i32::max(layout[of_layout + of_number + of_number], 0) as usize, tokens - token);
     let thread = UNIT_POS as usize;
     let (lane, part) = (thread % lanes, thread / lanes);
 
@@ -119,24 +112,22 @@ fn attend_kernel<C: Numeric, N: Size>(
 
     let mut element = thread;
     while element < comptime!(queries * head_dim) {
-        let t = usize::min(first + element / head_dim, time - 1);
-        let at = row * query.stride(0) + head * query.stride(1) + t * query.stride(2) + element % head_dim;
+        let t = token + usize::min(first + element / head_dim, usize::max(time, 1_usize) - 1);
+        let at = t * query.stride(0) + head * query.stride(1) + element % head_dim;
         of_queries[element] = query[at] * scale;
         element += BLOCK;
     }
     sync_cube();
 
-    let mut known = 0_usize;
-    if comptime!(has_shared) {
-        known = shared_keys.shape(2);
-    }
     // A length that is negative, or beyond the buffer, is as near to what it says as can be.
-    let before = known + usize::min(i32::max(past[row], 0) as usize, keys.shape(2));
-    let end = usize::min(before + usize::min(first + queries, time), known + keys.shape(2));
-    let of_row = (row * keys.stride(0) + head * keys.stride(1)) / width;
-    let of_row_values = (row * values.stride(0) + head * values.stride(1)) / width;
-    let of_head = head * shared_keys.stride(1) / width;
-    let of_head_values = head * shared_values.stride(1) / width;
+    let before = usize::min(i32::max(context_lens[row], 0) as usize, keys.shape(2));
+    let mut end = usize::min(before + usize::min(first + queries, time), keys.shape(2));
+    // Rows have unequally many tokens: this one may have none here.
+    if first >= time {
+        end = 0_usize;
+    }
+    let of_row = (slot * keys.stride(0) + head * keys.stride(1)) / width;
+    let of_row_values = (slot * values.stride(0) + head * values.stride(1)) / width;
 
     let mut sums = Array::<Vector<f32, N>>::new(queries);
     let mut totals = Array::<f32>::new(queries);
@@ -158,16 +149,7 @@ fn attend_kernel<C: Numeric, N: Size>(
         }
         if position < end {
             for i in 0..lanes {
-                let mut key = Vector::<f32, N>::new(0.0);
-                if comptime!(has_shared) {
-                    if position < known {
-                        key = Vector::cast_from(shared_keys[of_head + position * shared_keys.stride(2) / width + i]);
-                    } else {
-                        key = Vector::cast_from(keys[of_row + (position - known) * keys.stride(2) / width + i]);
-                    }
-                } else {
-                    key = Vector::cast_from(keys[of_row + position * keys.stride(2) / width + i]);
-                }
+                let key = Vector::<f32, N>::cast_from(keys[of_row + position * keys.stride(2) / width + i]);
                 #[unroll]
                 for q in 0..queries {
                     #[unroll]
@@ -212,18 +194,8 @@ fn attend_kernel<C: Numeric, N: Size>(
             let mut of_block = part;
             while of_block < BLOCK && block + of_block < end {
                 let position = block + of_block;
-                let mut value = Vector::<f32, N>::new(0.0);
-                if comptime!(has_shared) {
-                    if position < known {
-                        let at = of_head_values + position * shared_values.stride(2) / width + lane;
-                        value = Vector::cast_from(shared_values[at]);
-                    } else {
-                        let at = of_row_values + (position - known) * values.stride(2) / width + lane;
-                        value = Vector::cast_from(values[at]);
-                    }
-                } else {
-                    value = Vector::cast_from(values[of_row_values + position * values.stride(2) / width + lane]);
-                }
+                let at = of_row_values + position * values.stride(2) / width + lane;
+                let value = Vector::<f32, N>::cast_from(values[at]);
                 #[unroll]
                 for q in 0..queries {
                     let weight = scores[q * BLOCK + of_block];
@@ -261,7 +233,7 @@ fn attend_kernel<C: Numeric, N: Size>(
                 sum += sums_of_parts[(q * parts + part) * head_dim + column];
                 total += totals_of_parts[q * parts + part];
             }
-            output[((row * time + first + q) * heads + head) * head_dim + column] = sum / total;
+            output[((token + first + q) * heads + head) * head_dim + column] = sum / total;
         }
         element += BLOCK;
     }

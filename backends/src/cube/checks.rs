@@ -8,6 +8,8 @@
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
+use crate::PackedRow;
+use crate::metadata::check_rows;
 use crate::ops::{GROUP, QUAD, TILE};
 
 /// A matrix, as its kernels read it.
@@ -69,46 +71,31 @@ pub fn columns(matrix: &Matrix<'_>, ids: &CubeTensor, inputs: usize) {
     assert!(tiles > 0 || count == 0, "{count} columns of a matrix that has none");
 }
 
-/// New keys and values, `[B, H, T, D]`, into buffers, `[B, H, C, D]`; `starts` are on the device, and looked at by the kernel.
-pub fn append(
+/// What is new, `[N, H, D]`, beside the buffers of a cache, `[S, H, C, D]`; returns the shape of what is new. What
+/// `context_lens` and `layout` hold is looked at by the kernels.
+pub fn packed(
+    new: &CubeTensor,
     [keys, values]: [&CubeTensor; 2],
-    [new_keys, new_values]: [&CubeTensor; 2],
-    past: &CubeTensor,
-    starts: &[usize],
-    counts: &[usize],
-) {
-    let [batch, heads, time, head_dim] = dims("new keys", new_keys);
-    let [_, _, capacity, _] = dims("a buffer of keys", keys);
-    is("a buffer of keys", keys, [batch, heads, capacity, head_dim]);
-    is("a buffer of values", values, [batch, heads, capacity, head_dim]);
-    is("new values", new_values, [batch, heads, time, head_dim]);
-    is("lengths", past, [batch]);
-    assert_eq!([starts.len(), counts.len()], [batch; 2], "rows with a start and a count");
-    let fits = |(start, count): (&usize, &usize)| {
-        start.checked_add(*count).is_some_and(|end| end <= capacity) && *count <= time
-    };
-    assert!(
-        starts.iter().zip(counts).all(fits),
-        "{counts:?} of {time} new positions from {starts:?} on, of {capacity}"
-    );
-}
-
-/// Queries, `[B, H, T, D]`, over keys and values, `[B, H, L, D]`; returns the shape of the queries.
-pub fn attention(query: &CubeTensor, keys: &CubeTensor, values: &CubeTensor, past: &CubeTensor) -> [usize; 4] {
-    let shape = dims("queries", query);
-    let ([batch, heads, _, head_dim], [_, _, count, _]) = (shape, dims("keys", keys));
-    is("keys", keys, [batch, heads, count, head_dim]);
-    is("values", values, [batch, heads, count, head_dim]);
-    is("lengths", past, [batch]);
+    [context_lens, layout]: [&CubeTensor; 2],
+    rows: &[PackedRow],
+) -> [usize; 3] {
+    let (shape, buffer) = (dims("what is new", new), dims("a buffer of keys", keys));
+    is("a buffer of values", values, buffer);
+    is("context lengths", context_lens, [rows.len()]);
+    is("the layout", layout, [rows.len(), 3]);
+    check_rows(shape, buffer, rows);
     shape
 }
 
-/// Shared keys and values, `[1, H, S, D]`, beside queries of this shape; returns S.
-pub fn shared([_, heads, _, head_dim]: [usize; 4], keys: &CubeTensor, values: &CubeTensor) -> usize {
-    let [_, _, count, _] = dims("shared keys", keys);
-    is("shared keys", keys, [1, heads, count, head_dim]);
-    is("shared values", values, [1, heads, count, head_dim]);
-    count
+/// New keys and values, `[N, H, D]`, for the buffers of a cache.
+pub fn append(
+    buffers: [&CubeTensor; 2],
+    [new_keys, new_values]: [&CubeTensor; 2],
+    layout: [&CubeTensor; 2],
+    rows: &[PackedRow],
+) {
+    let shape = packed(new_keys, buffers, layout, rows);
+    is("new values", new_values, shape);
 }
 
 /// `x`, `[N, d]`, with `gamma` and `beta`, `[d]`.

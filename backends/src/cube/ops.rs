@@ -1,15 +1,17 @@
 //! The kernels behind [`Gpt2Ops`]: what they are given is [checked](super::checks), and what none of them reads goes to the default
 //! bodies.
 
+use std::sync::Arc;
+
 use burn::backend::TensorMetadata;
 use burn::backend::ops::IntTensorOps;
 use burn::backend::tensor::{FloatTensor, IntTensor};
-use burn::tensor::{DType, TensorData};
+use burn::tensor::DType;
 use burn_cubecl::CubeBackend;
 
 use super::append::append;
 use super::argmax::{advance, argmax};
-use super::attend::{Segments, attend, has_kernel};
+use super::attend::{attend, has_kernel};
 use super::checks::{self, After, Matrix, is_stored_float};
 use super::columns::columns;
 use super::gelu::Activation;
@@ -19,6 +21,7 @@ use super::many::many_rows;
 use super::norm::layer_norm;
 use super::product::Epilogue;
 use super::units;
+use crate::PackedRow;
 use crate::ops::default::as_i32;
 use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
@@ -108,56 +111,39 @@ impl Gpt2Ops for CubeBackend {
         values: Tensor,
         new_keys: Tensor,
         new_values: Tensor,
-        past: Ints,
-        starts: Vec<usize>,
-        counts: Vec<usize>,
+        context_lens: Ints,
+        layout: Ints,
+        rows: Arc<[PackedRow]>,
     ) -> (Tensor, Tensor) {
-        checks::append([&keys, &values], [&new_keys, &new_values], &past, &starts, &counts);
-        let most = counts.iter().copied().max().unwrap_or(0);
+        checks::append([&keys, &values], [&new_keys, &new_values], [&context_lens, &layout], &rows);
+        let most = longest(&rows);
         if most == 0 {
             return (keys, values);
         }
         if !are_of_one_type(&[&keys, &values]) || !are_of_one_type(&[&new_keys, &new_values]) {
-            let keys = default::append::<Self>(keys, new_keys, &starts, &counts);
-            return (keys, default::append::<Self>(values, new_values, &starts, &counts));
+            let keys = default::append::<Self>(keys, new_keys, &rows);
+            return (keys, default::append::<Self>(values, new_values, &rows));
         }
-        let ragged = counts.iter().any(|count| *count < most).then(|| {
-            let counts: Vec<i32> = counts.iter().map(|count| *count as i32).collect();
-            let len = counts.len();
-            Self::int_from_data(TensorData::new(counts, [len]), &keys.device())
-        });
-        let [keys, values] = append([keys, values], [new_keys, new_values], as_i32::<Self>(past), ragged, most);
+        let layout = [context_lens, layout].map(as_i32::<Self>);
+        let [keys, values] = append([keys, values], [new_keys, new_values], layout, most);
         (keys, values)
     }
 
-    fn attend(query: Tensor, keys: Tensor, values: Tensor, past: Ints) -> Tensor {
-        let shape = checks::attention(&query, &keys, &values, &past);
-        if !are_f32(&[&query]) || !has_kernel(shape) || !are_of_one_type(&[&keys, &values]) {
-            return default::attend::<Self>(query, keys, values, past);
-        }
-        let (keys, values) = (Segments { own: keys, shared: None }, Segments { own: values, shared: None });
-        attend(query, keys, values, as_i32::<Self>(past))
-    }
-
-    fn attend_shared(
+    fn attend(
         query: Tensor,
-        shared_keys: Tensor,
-        shared_values: Tensor,
         keys: Tensor,
         values: Tensor,
-        past: Ints,
+        context_lens: Ints,
+        layout: Ints,
+        rows: Arc<[PackedRow]>,
     ) -> Tensor {
-        let shape = checks::attention(&query, &keys, &values, &past);
-        if checks::shared(shape, &shared_keys, &shared_values) == 0 {
-            return <Self as Gpt2Ops>::attend(query, keys, values, past);
+        let [tokens, heads, head_dim] = checks::packed(&query, [&keys, &values], [&context_lens, &layout], &rows);
+        let most = longest(&rows);
+        let has_kernel = tokens > 0 && has_kernel([rows.len(), heads, most, head_dim]);
+        if !are_f32(&[&query]) || !has_kernel || !are_of_one_type(&[&keys, &values]) {
+            return default::attend::<Self>(query, keys, values, context_lens, &rows);
         }
-        let is_one_type = are_of_one_type(&[&shared_keys, &shared_values, &keys, &values]);
-        if !are_f32(&[&query]) || !has_kernel(shape) || !is_one_type {
-            return default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past);
-        }
-        let keys = Segments { own: keys, shared: Some(shared_keys) };
-        let values = Segments { own: values, shared: Some(shared_values) };
-        attend(query, keys, values, as_i32::<Self>(past))
+        attend(query, [keys, values], [context_lens, layout].map(as_i32::<Self>), most)
     }
 
     fn layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: f64) -> Tensor {
@@ -182,6 +168,11 @@ impl Gpt2Ops for CubeBackend {
         let [ids, past, chosen] = advance(logits, [ids, past, chosen]);
         (ids, past, chosen)
     }
+}
+
+/// New tokens of the row that has most.
+fn longest(rows: &[PackedRow]) -> usize {
+    rows.iter().map(|row| row.query_len).max().unwrap_or(0)
 }
 
 fn are_f32(tensors: &[&Tensor]) -> bool {

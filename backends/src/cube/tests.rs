@@ -2,15 +2,16 @@
 #![cfg(feature = "flex")]
 
 use std::io::Write;
+use std::sync::Arc;
 
 use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 
-use crate::tests::{check_integer_types, check_likeliest, check_overflow, integer_types, integers};
+use crate::tests::{buffer_of, check_integer_types, check_likeliest, check_overflow, integer_types, integers, rows_of};
 use crate::{
-    Ahead, Gelu, Gpt2Ops, PackedMatrix, WeightFormat, advance, append, argmax, attend, attend_shared, layer_norm,
-    runs_ahead,
+    Ahead, AttentionMetadata, Gelu, Gpt2Ops, PackedMatrix, PackedRow, WeightFormat, advance, append, argmax, attend,
+    layer_norm, runs_ahead,
 };
 
 /// Some device that is not the CPU's; none if there is none, which is said.
@@ -102,55 +103,49 @@ proptest! {
 
     #[test]
     fn attention_is_that_of_the_cpu(
-        (heads, time, head_dim) in (1_usize..4, 1_usize..20, 1_usize..100),
-        (shared, spare) in (0_usize..150, 0_usize..6),
-        past in prop::collection::vec(0_usize..300, 1..4),
+        (heads, head_dim, spare) in (1_usize..4, 1_usize..100, 0_usize..6),
+        lens in prop::collection::vec((0_usize..300, prop_oneof![Just(1_usize), 0_usize..20]), 1..4),
         is_half in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let Some(gpu) = gpu() else { return Ok(()) };
         let is_half = is_half && gpu.supports_dtype(DType::F16);
         let dtype = if is_half { DType::F16 } else { DType::F32 };
-        let (batch, count) = (past.len(), past.iter().max().unwrap() + time + spare);
-        let buffer = |seed| random([batch, heads, count, head_dim], seed).cast(dtype);
+        let rows = rows_of(&lens);
+        let tokens: usize = rows.iter().map(|row| row.query_len).sum();
+        prop_assume!(tokens > 0);
+        let buffer = |seed| random(buffer_of(&rows, [heads, head_dim], spare), seed).cast(dtype);
         let (keys, values) = (buffer(seed), buffer(seed ^ 1));
-        let of_all = |seed| random([1, heads, shared.max(1), head_dim], seed).cast(dtype);
-        let (shared_keys, shared_values) = (of_all(seed ^ 2), of_all(seed ^ 3));
-        // Heads that are not contiguous, as a projection gives them.
-        let query = random([batch, time, heads, head_dim], seed ^ 4);
-        let split = |query: Tensor<4>| query.swap_dims(1, 2);
-
-        let here = |tensor: &Tensor<4>| on(tensor, &gpu);
-        let found = attend(split(here(&query)), here(&keys), here(&values), ints(&past, &gpu));
-        let expected = attend(split(query.clone()), keys.clone(), values.clone(), ints(&past, &cpu()));
-        assert_close(found, expected, 1e-4);
-        let (shared_here, own_here) = ([here(&shared_keys), here(&shared_values)], [here(&keys), here(&values)]);
-        let found = attend_shared(split(here(&query)), shared_here, own_here, ints(&past, &gpu));
-        let shared = [shared_keys, shared_values];
-        let expected = attend_shared(split(query), shared, [keys, values], ints(&past, &cpu()));
-        assert_close(found, expected, 1e-4);
+        // Heads out of the midst of others, as a projection gives them.
+        let query = random([tokens, 3 * heads, head_dim], seed ^ 4);
+        let part = |query: Tensor<3>| query.narrow(1, heads, heads);
+        let metadata = |device: &Device| AttentionMetadata::new(rows.clone(), device);
+        let found = attend(part(on(&query, &gpu)), on(&keys, &gpu), on(&values, &gpu), &metadata(&gpu));
+        assert_close(found, attend(part(query), keys, values, &metadata(&cpu())), 1e-4);
     }
 
     #[test]
     fn appending_is_that_of_the_cpu(
-        (heads, time, head_dim) in (1_usize..4, 1_usize..9, 1_usize..40),
-        rows in prop::collection::vec((0_usize..12, 0_usize..9), 1..4),
+        (heads, head_dim) in (1_usize..4, 1_usize..40),
+        lens in prop::collection::vec((0_usize..12, 0_usize..9), 1..4),
         is_half in any::<bool>(),
         seed in any::<u64>(),
     ) {
         let Some(gpu) = gpu() else { return Ok(()) };
         let dtype = if is_half && gpu.supports_dtype(DType::F16) { DType::F16 } else { DType::F32 };
-        let starts: Vec<usize> = rows.iter().map(|(start, _)| *start).collect();
-        let counts: Vec<usize> = rows.iter().map(|(_, count)| (*count).min(time)).collect();
-        let batch = rows.len();
-        let buffers = [0, 1].map(|part| random([batch, heads, 20, head_dim], seed ^ part).cast(dtype));
-        let new = [2, 3].map(|part| random([batch, time, heads, head_dim], seed ^ part));
-        let split = |tensor: Tensor<4>| tensor.swap_dims(1, 2);
+        let rows = rows_of(&lens);
+        let tokens: usize = rows.iter().map(|row| row.query_len).sum();
+        prop_assume!(tokens > 0);
+        let shape = buffer_of(&rows, [heads, head_dim], 3);
+        let buffers = [0, 1].map(|part| random(shape, seed ^ part).cast(dtype));
+        let new = [2, 3].map(|part| random([tokens, 3 * heads, head_dim], seed ^ part));
+        let part = |tensor: Tensor<3>| tensor.narrow(1, heads, heads);
         let here = |tensor: &Tensor<4>| on(tensor, &gpu);
-        let expected = append(buffers.clone(), new.clone().map(split), None, &starts, &counts);
+        let metadata = |device: &Device| AttentionMetadata::new(rows.clone(), device);
+        let expected = append(buffers.clone(), new.clone().map(part), &metadata(&cpu()));
         let held = buffers.each_ref().map(here);
         let kept = held.clone();
-        let found = append(held, new.each_ref().map(here).map(split), None, &starts, &counts);
+        let found = append(held, new.each_ref().map(|new| part(on(new, &gpu))), &metadata(&gpu));
         for part in 0..2 {
             assert_close(found[part].clone(), expected[part].clone(), 0.0);
             // A buffer that something else refers to is not written.
@@ -236,28 +231,25 @@ fn lengths_and_ids_may_be_in_any_type_of_integers() {
     check_integer_types(&gpu);
 }
 
-/// On the CPU it would be refused; here the host does not see it.
+/// The host does not see what stands on the device.
 #[test]
 fn a_negative_length_is_none_and_one_beyond_all_keys_is_theirs() {
     let Some(gpu) = gpu() else { return };
+    let part = |len: usize, seed: u64| on(&random([1, 2, len, 8], seed), &gpu);
+    let new = |tokens: usize, seed: u64| on(&random([tokens, 2, 8], seed), &gpu);
+    let metadata = |tokens: usize, context_len: i32| {
+        let rows = vec![PackedRow { slot: 0, context_len: 0, query_len: tokens }];
+        AttentionMetadata::new(rows, &gpu).with_context_lens(integers(&[context_len], DType::I32, &gpu))
+    };
     for time in [1, 16] {
-        let part = |len: usize, seed: u64| on(&random([1, 2, len, 8], seed), &gpu);
-        let of = |past: i32| {
-            attend(part(time, 1), part(20, 2), part(20, 3), integers(&[past], DType::I32, &gpu)).into_data()
-        };
-        let of_shared = |past: i32| {
-            let past = integers(&[past], DType::I32, &gpu);
-            attend_shared(part(time, 1), [part(9, 4), part(9, 5)], [part(20, 2), part(20, 3)], past).into_data()
-        };
-        for (past, expected) in [(-1, 0), (-4, 0), (i32::MIN, 0), (i32::MAX, 20), (i32::MAX - 3, 20)] {
-            assert_eq!(of(past), of(expected), "{past} before {time}");
-            assert_eq!(of_shared(past), of_shared(expected), "{past} before {time}");
+        let of =
+            |context_len: i32| attend(new(time, 1), part(20, 2), part(20, 3), &metadata(time, context_len)).into_data();
+        for (context_len, expected) in [(-1, 0), (-4, 0), (i32::MIN, 0), (i32::MAX, 20), (i32::MAX - 3, 20)] {
+            assert_eq!(of(context_len), of(expected), "{context_len} before {time}");
         }
     }
     // What would be written before the beginning is not written at all.
-    let part = |len: usize, seed: u64| on(&random([1, 2, len, 8], seed), &gpu);
-    let past = integers(&[-1], DType::I32, &gpu);
-    let found = append([part(6, 1), part(6, 2)], [part(3, 3), part(3, 4)], Some(&past), &[0], &[3]);
+    let found = append([part(6, 1), part(6, 2)], [new(3, 3), new(3, 4)], &metadata(3, -1));
     assert_eq!(found.map(Tensor::into_data), [part(6, 1), part(6, 2)].map(Tensor::into_data));
 }
 
@@ -269,29 +261,34 @@ fn keys_of_another_type_than_values_are_read_and_written_right() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: the GPU has no f16");
         return;
     }
-    let part = |len: usize, seed: u64| random([1, 1, len, 64], seed);
-    let half = |tensor: Tensor<4>| tensor.cast(DType::F16);
+    let half = DType::F16;
+    let buffers = || [random([1, 1, 8, 64], 1), random([1, 1, 8, 64], 2).cast(half)];
+    let new = || [random([1, 1, 64], 3).cast(half), random([1, 1, 64], 4)];
+    let rows: Arc<[PackedRow]> = Arc::new([PackedRow { slot: 0, context_len: 4, query_len: 1 }]);
+    let layout = |device: &Device| {
+        let metadata = AttentionMetadata::new(rows.to_vec(), device);
+        let (context_lens, layout) = metadata.on_device();
+        (context_lens.into_dispatch(), layout.into_dispatch())
+    };
     for is_swapped in [false, true] {
-        let order = |pair: [Tensor<4>; 2]| {
-            let [a, b] = pair;
+        fn order<T>(is_swapped: bool, [a, b]: [T; 2]) -> [T; 2] {
             if is_swapped { [b, a] } else { [a, b] }
-        };
+        }
         let appended = |device: &Device| {
-            let [keys, values] =
-                order([part(8, 1), half(part(8, 2))]).map(|tensor| on(&tensor, device).into_dispatch());
-            let [new_keys, new_values] =
-                order([half(part(1, 3)), part(1, 4)]).map(|tensor| on(&tensor, device).into_dispatch());
-            let past = ints(&[4], device).into_dispatch();
+            let [keys, values] = order(is_swapped, buffers()).map(|tensor| on(&tensor, device).into_dispatch());
+            let [new_keys, new_values] = order(is_swapped, new()).map(|tensor| on(&tensor, device).into_dispatch());
+            let (context_lens, layout) = layout(device);
             let (keys, values) =
-                <Dispatch as Gpt2Ops>::append(keys, values, new_keys, new_values, past, vec![4], vec![1]);
+                <Dispatch as Gpt2Ops>::append(keys, values, new_keys, new_values, context_lens, layout, rows.clone());
             [keys, values].map(|tensor| Tensor::<4>::from_dispatch(tensor).into_data())
         };
         assert_eq!(appended(&gpu), appended(&cpu()));
         let attended = |device: &Device| {
-            let [keys, values] =
-                order([part(8, 1), half(part(8, 2))]).map(|tensor| on(&tensor, device).into_dispatch());
-            let (query, past) = (on(&part(2, 5), device).into_dispatch(), ints(&[4], device).into_dispatch());
-            Tensor::<3>::from_dispatch(<Dispatch as Gpt2Ops>::attend(query, keys, values, past))
+            let [keys, values] = order(is_swapped, buffers()).map(|tensor| on(&tensor, device).into_dispatch());
+            let query = on(&random([1, 1, 64], 5), device).into_dispatch();
+            let (context_lens, layout) = layout(device);
+            let found = <Dispatch as Gpt2Ops>::attend(query, keys, values, context_lens, layout, rows.clone());
+            Tensor::<2>::from_dispatch(found)
         };
         assert_close(attended(&gpu), attended(&cpu()), 1e-3);
     }
@@ -374,36 +371,35 @@ fn operations_refuse_what_does_not_fit_together() {
     refused("words of columns", panic_of(|| columns(18, 2, 700)));
     refused("scales of columns", panic_of(|| columns(18, 1, 70)));
 
-    // (buffers, new, start, count), of which [2, 3, 9, 8], [2, 3, 2, 8], 7 and 2 fit.
-    let append = |keys: &[usize], values: &[usize], new: &[usize], start: usize, count: usize| {
-        let past = some(new[0]);
-        let (starts, counts) = (vec![start; new[0]], vec![count; new[0]]);
-        Ops::append(floats(keys), floats(values), floats(new), floats(new), past, starts, counts)
+    // Rows, new tokens and buffers that fit, and others.
+    let row = |slot: usize, context_len: usize, query_len: usize| PackedRow { slot, context_len, query_len };
+    let rows = [row(0, 7, 2), row(1, 0, 2)];
+    let (buffer, new) = ([2, 3, 9, 8], [4, 3, 8]);
+    let append = |keys: &[usize], values: &[usize], new: &[usize], rows: &[PackedRow]| {
+        let (lens, layout) = (some(rows.len()), places([rows.len(), 3]));
+        Ops::append(floats(keys), floats(values), floats(new), floats(new), lens, layout, rows.into())
     };
-    let (buffer, new) = ([2, 3, 9, 8], [2, 3, 2, 8]);
-    drop(append(&buffer, &buffer, &new, 7, 2));
-    refused("heads", panic_of(|| append(&buffer, &buffer, &[2, 30, 2, 8], 7, 2)));
-    refused("width", panic_of(|| append(&buffer, &buffer, &[2, 3, 2, 80], 7, 2)));
-    refused("rows", panic_of(|| append(&buffer, &buffer, &[20, 3, 2, 8], 7, 2)));
-    refused("capacity of values", panic_of(|| append(&buffer, &[2, 3, 4, 8], &new, 7, 2)));
-    refused("end", panic_of(|| append(&buffer, &buffer, &new, 8, 2)));
-    refused("a start that overflows", panic_of(|| append(&buffer, &buffer, &new, usize::MAX, 2)));
-    refused("count", panic_of(|| append(&buffer, &buffer, &new, 0, 3)));
+    drop(append(&buffer, &buffer, &new, &rows));
+    refused("heads", panic_of(|| append(&buffer, &buffer, &[4, 30, 8], &rows)));
+    refused("width", panic_of(|| append(&buffer, &buffer, &[4, 3, 80], &rows)));
+    refused("tokens", panic_of(|| append(&buffer, &buffer, &[5, 3, 8], &rows)));
+    refused("capacity of values", panic_of(|| append(&buffer, &[2, 3, 4, 8], &new, &rows)));
+    refused("end", panic_of(|| append(&buffer, &buffer, &new, &[row(0, 8, 2), row(1, 0, 2)])));
+    refused(
+        "an end that overflows",
+        panic_of(|| append(&buffer, &buffer, &new, &[row(0, usize::MAX, 2), row(1, 0, 2)])),
+    );
+    refused("slot", panic_of(|| append(&buffer, &buffer, &new, &[row(0, 7, 2), row(2, 0, 2)])));
 
-    let attend = |query: &[usize], keys: &[usize], values: &[usize], lens: usize| {
-        Ops::attend(floats(query), floats(keys), floats(values), some(lens))
+    let attend = |query: &[usize], keys: &[usize], values: &[usize], lens: usize, layout: [usize; 2]| {
+        Ops::attend(floats(query), floats(keys), floats(values), some(lens), places(layout), rows[..].into())
     };
-    drop(attend(&new, &buffer, &buffer, 2));
-    refused("one row of keys", panic_of(|| attend(&new, &[1, 3, 9, 8], &[1, 3, 9, 8], 2)));
-    refused("heads of keys", panic_of(|| attend(&new, &[2, 1, 9, 8], &[2, 1, 9, 8], 2)));
-    refused("values", panic_of(|| attend(&new, &buffer, &[2, 3, 4, 8], 2)));
-    refused("lengths", panic_of(|| attend(&new, &buffer, &buffer, 1)));
-    let shared = |keys: &[usize], values: &[usize]| {
-        Ops::attend_shared(floats(&new), floats(keys), floats(values), floats(&buffer), floats(&buffer), some(2))
-    };
-    drop(shared(&[1, 3, 5, 8], &[1, 3, 5, 8]));
-    refused("shared heads", panic_of(|| shared(&[1, 2, 5, 8], &[1, 2, 5, 8])));
-    refused("shared values", panic_of(|| shared(&[1, 3, 5, 8], &[1, 3, 4, 8])));
+    drop(attend(&new, &buffer, &buffer, 2, [2, 3]));
+    refused("one slot", panic_of(|| attend(&new, &[1, 3, 9, 8], &[1, 3, 9, 8], 2, [2, 3])));
+    refused("heads of keys", panic_of(|| attend(&new, &[2, 1, 9, 8], &[2, 1, 9, 8], 2, [2, 3])));
+    refused("values", panic_of(|| attend(&new, &buffer, &[2, 3, 4, 8], 2, [2, 3])));
+    refused("lengths", panic_of(|| attend(&new, &buffer, &buffer, 1, [2, 3])));
+    refused("layout", panic_of(|| attend(&new, &buffer, &buffer, 2, [2, 2])));
 
     let norm = |width: usize| Ops::layer_norm(floats(&[2, 16]), floats(&[width]), floats(&[16]), 1e-5);
     drop(norm(16));

@@ -5,12 +5,14 @@ use rayon::prelude::*;
 
 use super::attend::View;
 use super::element::Element;
+use crate::PackedRow;
+use crate::metadata::firsts;
 
 /// Elements from which on several threads copy.
 const WORTH_THREADS: usize = 1 << 16;
 
-/// Of each row of `new`, `[B, H, T, D]`, copies the first `counts[row]` positions to those from `starts[row]` on of `buffer`,
-/// which has heads, capacity and width of a head as in `shape`.
+/// Copies `new`, `[1, H, N, D]`, to where it belongs in `buffer`, which has slots of heads, capacity and width of a head as in
+/// `shape`: the tokens of each row, one row after the other, to the positions of its slot that follow its context.
 ///
 /// # Panics
 ///
@@ -19,21 +21,24 @@ pub fn append<E: Element>(
     buffer: &mut [E],
     [heads, capacity, head_dim]: [usize; 3],
     new: View<'_, E>,
-    starts: &[usize],
-    counts: &[usize],
+    rows: &[PackedRow],
 ) {
-    assert_eq!(buffer.len(), starts.len() * heads * capacity * head_dim, "elements of the buffer");
     if buffer.is_empty() {
         return;
     }
-    let copied = heads * head_dim * counts.iter().sum::<usize>();
+    let of_slot = heads * capacity * head_dim;
+    let mut by_slot = vec![None; buffer.len() / of_slot];
+    for (row, first) in rows.iter().zip(firsts(rows)) {
+        by_slot[row.slot] = Some((row, first));
+    }
+    let copied = heads * head_dim * rows.iter().map(|row| row.query_len).sum::<usize>();
     let of_thread = if copied < WORTH_THREADS { usize::MAX } else { 1 };
     buffer.par_chunks_exact_mut(capacity * head_dim).enumerate().with_min_len(of_thread).for_each(|(at, buffer)| {
-        let (row, head) = (at / heads, at % heads);
-        let positions = buffer[starts[row] * head_dim..].chunks_exact_mut(head_dim).take(counts[row]);
-        assert!(starts[row] + counts[row] <= capacity, "{} behind {} of {capacity}", counts[row], starts[row]);
-        for (position, to) in positions.enumerate() {
-            to.copy_from_slice(new.position(row, head, position, head_dim));
+        let (slot, head) = (at / heads, at % heads);
+        let Some((row, first)) = by_slot[slot] else { return };
+        let to = &mut buffer[row.context_len * head_dim..row.seq_len() * head_dim];
+        for (t, to) in to.chunks_exact_mut(head_dim).enumerate() {
+            to.copy_from_slice(new.position(0, head, first + t, head_dim));
             // As `ops::default::rounded` says.
             if E::OVERFLOWS {
                 to.iter_mut().filter(|x| E::widen(&[**x])[0].is_infinite()).for_each(|x| *x = f32::NAN.elem());

@@ -1,5 +1,7 @@
 //! The kernels behind [`Gpt2Ops`].
 
+use std::sync::Arc;
+
 use burn::backend::Flex;
 use burn::backend::TensorMetadata;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -8,11 +10,13 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::append::append;
-use super::attend::{Attention, Segment, View, attend};
+use super::attend::{Attention, View, attend};
 use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
+use crate::PackedRow;
+use crate::metadata::check_rows;
 use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
 
 type Tensor = FloatTensor<Flex>;
@@ -132,39 +136,53 @@ impl Gpt2Ops for Flex {
         values: Tensor,
         new_keys: Tensor,
         new_values: Tensor,
-        _past: IntTensor<Self>,
-        starts: Vec<usize>,
-        counts: Vec<usize>,
+        _context_lens: IntTensor<Self>,
+        _layout: IntTensor<Self>,
+        rows: Arc<[PackedRow]>,
     ) -> (Tensor, Tensor) {
-        (append_to(keys, new_keys, &starts, &counts), append_to(values, new_values, &starts, &counts))
+        (append_to(keys, new_keys, &rows), append_to(values, new_values, &rows))
     }
 
-    fn attend(query: Tensor, keys: Tensor, values: Tensor, past: IntTensor<Self>) -> Tensor {
-        attend_over(query, None, keys, values, past)
-    }
-
-    fn attend_shared(
+    fn attend(
         query: Tensor,
-        shared_keys: Tensor,
-        shared_values: Tensor,
         keys: Tensor,
         values: Tensor,
-        past: IntTensor<Self>,
+        context_lens: IntTensor<Self>,
+        _layout: IntTensor<Self>,
+        rows: Arc<[PackedRow]>,
     ) -> Tensor {
-        attend_over(query, Some((shared_keys, shared_values)), keys, values, past)
+        assert_eq!(values.shape(), keys.shape(), "shape of the values");
+        let [tokens, heads, head_dim] = query.shape().dims();
+        check_rows([tokens, heads, head_dim], keys.shape().dims(), &rows);
+        let dtype = keys.dtype();
+        let is_fit = query.dtype() == DType::F32 && values.dtype() == dtype;
+        with_element!(dtype, E if is_fit => {
+            let (query, keys, values) = (rows_contiguous(query), rows_contiguous(keys), rows_contiguous(values));
+            let attention = Attention {
+                query: packed_view::<f32>(&query),
+                keys: view::<E>(&keys),
+                values: view(&values),
+                rows: &rows,
+                shape: [heads, head_dim],
+            };
+            let mut out = vec![0.0; tokens * heads * head_dim];
+            attend(Arch::new(), attention, &mut out);
+            Tensor::from_data(TensorData::new(out, [tokens, heads * head_dim]))
+        }, _ => default::attend::<Self>(query, keys, values, context_lens, &rows))
     }
 }
 
-fn append_to(mut buffer: Tensor, new: Tensor, starts: &[usize], counts: &[usize]) -> Tensor {
-    let [_, heads, capacity, head_dim] = buffer.shape().dims();
+fn append_to(mut buffer: Tensor, new: Tensor, rows: &[PackedRow]) -> Tensor {
+    let [slots, heads, capacity, head_dim] = buffer.shape().dims();
+    check_rows(new.shape().dims(), [slots, heads, capacity, head_dim], rows);
     let is_whole = buffer.is_contiguous() && buffer.layout().start_offset() == 0;
     let dtype = buffer.dtype();
     with_element!(dtype, E if is_whole => {
         let new = rows_contiguous(default::cast::<Flex>(new, dtype));
-        let len = starts.len() * heads * capacity * head_dim;
-        append::<E>(&mut buffer.storage_mut()[..len], [heads, capacity, head_dim], view(&new), starts, counts);
+        let len = slots * heads * capacity * head_dim;
+        append::<E>(&mut buffer.storage_mut()[..len], [heads, capacity, head_dim], packed_view(&new), rows);
         buffer
-    }, _ => default::append::<Flex>(buffer, new, starts, counts))
+    }, _ => default::append::<Flex>(buffer, new, rows))
 }
 
 fn product<E: Element>(x: Tensor, tiles: &Tensor, outputs: usize, epilogue: Epilogue<'_>) -> Tensor {
@@ -208,54 +226,6 @@ fn indexed<E: Element>(matrix: &Tensor) -> impl Fn(usize, usize) -> E + Sync {
     move |row, column| elements[(start + row as isize * of_row + column as isize * of_column) as usize]
 }
 
-fn attend_over(
-    query: Tensor,
-    shared: Option<(Tensor, Tensor)>,
-    keys: Tensor,
-    values: Tensor,
-    past: IntTensor<Flex>,
-) -> Tensor {
-    let [batch, heads, time, head_dim] = query.shape().dims();
-    let [rows, _, count, _] = keys.shape().dims();
-    let dtype = keys.dtype();
-    assert_eq!(keys.shape().dims(), [rows, heads, count, head_dim], "shape of the keys");
-    assert_eq!(values.shape(), keys.shape(), "shape of the values");
-    assert!(rows == batch || rows == 1, "{rows} rows of keys for {batch} rows of queries");
-    assert_eq!(past.shape().dims(), [batch], "shape of the lengths");
-    if let Some((keys, values)) = &shared {
-        let [_, _, count, _] = keys.shape().dims();
-        assert_eq!(keys.shape().dims(), [1, heads, count, head_dim], "shape of the shared keys");
-        assert_eq!(values.shape(), keys.shape(), "shape of the shared values");
-    }
-    let lens = integers(&past);
-    let mut cached = vec![&values];
-    cached.extend(shared.iter().flat_map(|(keys, values)| [keys, values]));
-    let is_fit = query.dtype() == DType::F32 && cached.iter().all(|tensor| tensor.dtype() == dtype);
-    with_element!(dtype, E if is_fit => {
-        let (query, keys, values) = (rows_contiguous(query), rows_contiguous(keys), rows_contiguous(values));
-        let shared = shared.map(|(keys, values)| (rows_contiguous(keys), rows_contiguous(values)));
-        let attention = Attention {
-            query: view::<f32>(&query),
-            shared: shared.as_ref().map(|(keys, values)| {
-                let [_, _, count, _] = keys.shape().dims();
-                (Segment { keys: view::<E>(keys), values: view(values) }, count)
-            }),
-            own: Segment { keys: view(&keys), values: view(&values) },
-            past: &lens,
-            keys: count,
-            shape: [batch, heads, time, head_dim],
-        };
-        let mut out = vec![0.0; batch * time * heads * head_dim];
-        attend(Arch::new(), attention, &mut out);
-        Tensor::from_data(TensorData::new(out, [batch, time, heads * head_dim]))
-    }, _ => match shared {
-        Some((shared_keys, shared_values)) => {
-            default::attend_shared::<Flex>(query, shared_keys, shared_values, keys, values, past)
-        }
-        None => default::attend::<Flex>(query, keys, values, past),
-    })
-}
-
 /// Itself if it is contiguous.
 fn contiguous(tensor: Tensor) -> Tensor {
     if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
@@ -268,13 +238,20 @@ fn rows_contiguous(tensor: Tensor) -> Tensor {
     if fits { tensor } else { tensor.to_contiguous() }
 }
 
-/// A `[B, H, N, D]` tensor in place; a row of one for a batch of many is repeated.
+/// A `[N, H, D]` tensor in place, as `[1, H, N, D]`.
+fn packed_view<E: Element>(tensor: &Tensor) -> View<'_, E> {
+    let [of_token, of_head, _] = *tensor.layout().strides() else {
+        unreachable!("what is packed has three dimensions")
+    };
+    let strides = [0, of_head, of_token].map(|stride| stride as usize);
+    View { elements: tensor.storage(), start: tensor.layout().start_offset(), strides }
+}
+
+/// A `[S, H, C, D]` tensor in place.
 fn view<E: Element>(tensor: &Tensor) -> View<'_, E> {
     let [of_row, of_head, of_position, _] = *tensor.layout().strides() else {
-        unreachable!("keys, values and queries have four dimensions")
+        unreachable!("buffers have four dimensions")
     };
-    let [rows, _, _, _] = tensor.shape().dims::<4>();
-    let of_row = if rows == 1 { 0 } else { of_row };
     let strides = [of_row, of_head, of_position].map(|stride| stride as usize);
     View { elements: tensor.storage(), start: tensor.layout().start_offset(), strides }
 }

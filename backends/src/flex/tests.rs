@@ -4,12 +4,14 @@ use burn::tensor::{ElementConversion, bf16, f16};
 use proptest::prelude::*;
 use pulp::Arch;
 
-use super::attend::{Attention, Segment, View, attend};
+use super::attend::{Attention, View, attend};
 use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, GROUP, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
+use crate::PackedRow;
 use crate::ops::Gelu;
+use crate::tests::{buffer_of, rows_of};
 
 /// What kernels can be run on here: what was found, and what there is less of.
 fn all() -> Vec<Arch> {
@@ -125,16 +127,6 @@ fn bits(values: &[f32]) -> Vec<u32> {
     values.iter().map(|value| value.to_bits()).collect()
 }
 
-#[derive(Clone, Copy, Debug)]
-struct Sizes {
-    batch: usize,
-    heads: usize,
-    time: usize,
-    head_dim: usize,
-    shared: usize,
-    spare: usize,
-}
-
 /// A `[B, H, N, D]` view with other numbers before, between and behind what it shows.
 struct Buffer<E> {
     elements: Vec<E>,
@@ -159,72 +151,55 @@ impl<E: Element> Buffer<E> {
     }
 }
 
-fn segment<E: Element>(buffers: &[Buffer<E>; 2], of_all_rows: bool) -> Segment<'_, E> {
-    let [keys, values] = [&buffers[0], &buffers[1]].map(|buffer| {
-        let mut view = buffer.view();
-        view.strides[0] *= usize::from(!of_all_rows);
-        view
-    });
-    Segment { keys, values }
-}
-
-fn check_attention<E: Element>(sizes: Sizes, past: &[usize]) {
-    let Sizes { batch, heads, time, head_dim, shared, spare } = sizes;
-    let keys = past.iter().max().unwrap() + time;
-    let query = Buffer::<f32>::new([batch, heads, time, head_dim], 1, 5);
-    let own = [6, 7].map(|seed| Buffer::<E>::new([batch, heads, keys, head_dim], spare, seed));
-    let common = [8, 9].map(|seed| Buffer::<E>::new([1, heads, shared, head_dim], spare, seed));
+fn check_attention<E: Element>(lens: &[(usize, usize)], [heads, head_dim]: [usize; 2], spare: usize) {
+    let rows = rows_of(lens);
+    let tokens: usize = rows.iter().map(|row| row.query_len).sum();
+    let [slots, _, capacity, _] = buffer_of(&rows, [heads, head_dim], 0);
+    let query = Buffer::<f32>::new([1, heads, tokens, head_dim], 1, 5);
+    let states = [6, 7].map(|seed| Buffer::<E>::new([slots, heads, capacity, head_dim], spare, seed));
     let attention = Attention {
         query: query.view(),
-        shared: (shared > 0).then(|| (segment(&common, true), shared)),
-        own: segment(&own, false),
-        past,
-        keys,
-        shape: [batch, heads, time, head_dim],
+        keys: states[0].view(),
+        values: states[1].view(),
+        rows: &rows,
+        shape: [heads, head_dim],
     };
     let width = heads * head_dim;
-    let mut found = vec![f32::NAN; batch * time * width];
+    let mut found = vec![f32::NAN; tokens * width];
     attend(Arch::new(), attention, &mut found);
     for arch in all() {
-        let mut other = vec![f32::NAN; batch * time * width];
+        let mut other = vec![f32::NAN; tokens * width];
         attend(arch, attention, &mut other);
         assert_eq!(bits(&other), bits(&found), "{arch:?}");
     }
 
-    for row in 0..batch {
-        for t in 0..time {
+    let mut token = 0;
+    for row in &rows {
+        for t in 0..row.query_len {
+            let visible = row.context_len + t + 1;
             for head in 0..heads {
-                let visible = (past[row] + t + 1).min(keys);
-                let key = |n: usize, which: usize, column: usize| match n.checked_sub(shared) {
-                    None => common[which].at([0, head, n, column]),
-                    Some(n) => own[which].at([row, head, n, column]),
-                };
+                let state = |n: usize, which: usize, column: usize| states[which].at([row.slot, head, n, column]);
                 let score = |n: usize| {
-                    let product = |c: usize| query.at([row, head, t, c]) * key(n, 0, c);
+                    let product = |c: usize| query.at([0, head, token, c]) * state(n, 0, c);
                     (0..head_dim).map(product).sum::<f64>() / (head_dim as f64).sqrt()
                 };
-                let weights: Vec<f64> = (0..shared + visible).map(|n| score(n).exp()).collect();
+                let weights: Vec<f64> = (0..visible).map(|n| score(n).exp()).collect();
                 let total: f64 = weights.iter().sum();
                 for column in 0..head_dim {
                     let value: f64 =
-                        weights.iter().enumerate().map(|(n, w)| w * key(n, 1, column)).sum::<f64>() / total;
-                    let found = f64::from(found[(row * time + t) * width + head * head_dim + column]);
-                    assert!((found - value).abs() < 1e-5, "{sizes:?} {past:?}: {found} and {value}");
+                        weights.iter().enumerate().map(|(n, w)| w * state(n, 1, column)).sum::<f64>() / total;
+                    let found = f64::from(found[token * width + head * head_dim + column]);
+                    assert!((found - value).abs() < 1e-5, "{lens:?}: {found} and {value}");
                 }
             }
-        }
-    }
-
-    // One query at a time has the same bits.
-    for t in 0..time {
-        let past: Vec<usize> = past.iter().map(|past| past + t).collect();
-        let query = View { start: 7 + t * head_dim, ..query.view() };
-        let one = Attention { query, past: &past, shape: [batch, heads, 1, head_dim], ..attention };
-        let mut alone = vec![f32::NAN; batch * width];
-        attend(Arch::new(), one, &mut alone);
-        for row in 0..batch {
-            let together = &found[(row * time + t) * width..][..width];
-            assert_eq!(bits(&alone[row * width..][..width]), bits(together), "query {t} of row {row}");
+            // The same bits by itself, with nothing else in the batch.
+            let one = PackedRow { context_len: row.context_len + t, query_len: 1, ..*row };
+            let view = query.view();
+            let view = View { start: view.start + token * head_dim, ..view };
+            let mut alone = vec![f32::NAN; width];
+            attend(Arch::new(), Attention { query: view, rows: &[one], ..attention }, &mut alone);
+            assert_eq!(bits(&alone), bits(&found[token * width..][..width]), "query {t} of {row:?}");
+            token += 1;
         }
     }
 }
@@ -253,14 +228,12 @@ proptest! {
 
     #[test]
     fn attention_is_the_weighted_mean_and_its_queries_do_not_depend_on_each_other(
-        (batch, heads, time, head_dim) in (1_usize..4, 1_usize..4, 1_usize..40, 1_usize..80),
-        (shared, spare) in (0_usize..20, 0_usize..5),
-        past in proptest::collection::vec(0_usize..40, 3),
+        (heads, head_dim, spare) in (1_usize..4, 1_usize..80, 0_usize..5),
+        lens in proptest::collection::vec((0_usize..40, 0_usize..40), 1..4),
     ) {
-        let sizes = Sizes { batch, heads, time, head_dim, shared, spare };
-        check_attention::<f32>(sizes, &past[..batch]);
-        check_attention::<f16>(sizes, &past[..batch]);
-        check_attention::<bf16>(sizes, &past[..batch]);
+        check_attention::<f32>(&lens, [heads, head_dim], spare);
+        check_attention::<f16>(&lens, [heads, head_dim], spare);
+        check_attention::<bf16>(&lens, [heads, head_dim], spare);
     }
 }
 
@@ -268,7 +241,7 @@ proptest! {
 fn a_product_large_enough_for_threads_is_the_same() {
     check_linear::<f32>([130, 96, 700], [true, true, true]);
     check_int8([130, 96, 700], [true, true, true]);
-    check_attention::<f32>(Sizes { batch: 2, heads: 4, time: 40, head_dim: 64, shared: 33, spare: 3 }, &[70, 12]);
+    check_attention::<f32>(&[(70, 40), (12, 40), (103, 1)], [4, 64], 3);
 }
 
 #[test]
@@ -298,23 +271,5 @@ fn a_number_that_is_not_finite_reaches_the_sums_of_its_row_and_no_others() {
         for (row, out) in out.chunks(40).enumerate() {
             assert!(out.iter().all(|sum| sum.is_finite() == (row != 1)), "row {row}: {out:?}");
         }
-    }
-}
-
-/// Also one that cannot be added to.
-#[test]
-fn a_length_beyond_all_keys_sees_all_of_them() {
-    let (heads, head_dim, keys) = (2, 8, 20);
-    for time in [1, 16] {
-        let query = Buffer::<f32>::new([1, heads, time, head_dim], 0, 5);
-        let own = [6, 7].map(|seed| Buffer::<f32>::new([1, heads, keys, head_dim], 0, seed));
-        let of = |past: usize| {
-            let mut out = vec![f32::NAN; time * heads * head_dim];
-            let (query, own, past) = (query.view(), segment(&own, false), &[past]);
-            let attention = Attention { query, shared: None, own, past, keys, shape: [1, heads, time, head_dim] };
-            attend(Arch::new(), attention, &mut out);
-            bits(&out)
-        };
-        assert_eq!(of(usize::MAX - 3), of(keys));
     }
 }

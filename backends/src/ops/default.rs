@@ -1,10 +1,13 @@
 //! The operations of [`Gpt2Ops`](super::Gpt2Ops) as compositions of burn's.
 
+use std::ops::Range;
+
 use burn::backend::tensor::{FloatTensor, IntTensor};
 use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{BoolStore, DType, IntDType, Shape, Slice};
 
 use super::{Gelu, TILE};
+use crate::{PackedRow, RowGroup};
 
 /// See [`Gpt2Ops::pack`](super::Gpt2Ops::pack).
 pub fn pack<B: Backend>(matrix: FloatTensor<B>) -> FloatTensor<B> {
@@ -82,30 +85,35 @@ pub(crate) fn as_i32<B: Backend>(integers: IntTensor<B>) -> IntTensor<B> {
 }
 
 /// Lengths, none of them negative.
-fn lengths<B: Backend>(past: IntTensor<B>) -> IntTensor<B> {
-    B::int_clamp_min(as_i32::<B>(past), 0.into())
+fn lengths<B: Backend>(lens: IntTensor<B>) -> IntTensor<B> {
+    B::int_clamp_min(as_i32::<B>(lens), 0.into())
+}
+
+/// A group's part of what is packed, `[N, H, D]`, as `[B, H, T, D]`.
+fn unpack_group<B: Backend>(packed: &FloatTensor<B>, group: &RowGroup) -> FloatTensor<B> {
+    let [_, heads, head_dim] = packed.shape().dims();
+    let part = [group.tokens.clone(), 0..heads, 0..head_dim].map(Slice::from);
+    let part = B::float_slice(packed.clone(), &part);
+    let part = B::float_reshape(part, Shape::new([group.rows.len(), group.query_len, heads, head_dim]));
+    B::float_swap_dims(part, 1, 2)
 }
 
 /// The keys or the values of [`Gpt2Ops::append`](super::Gpt2Ops::append).
-pub fn append<B: Backend>(
-    buffer: FloatTensor<B>,
-    new: FloatTensor<B>,
-    starts: &[usize],
-    counts: &[usize],
-) -> FloatTensor<B> {
+pub fn append<B: Backend>(buffer: FloatTensor<B>, new: FloatTensor<B>, rows: &[PackedRow]) -> FloatTensor<B> {
     let new = rounded::<B>(new, buffer.dtype());
-    let [batch, heads, _, head_dim] = new.shape().dims();
-    let all = |rows: std::ops::Range<usize>, positions: std::ops::Range<usize>| {
-        [rows, 0..heads, positions, 0..head_dim].map(Slice::from)
-    };
-    let is_uniform = |lens: &[usize]| lens.iter().all(|len| *len == lens[0]);
-    if batch > 0 && is_uniform(starts) && is_uniform(counts) {
-        let new = B::float_slice(new, &all(0..batch, 0..counts[0]));
-        return B::float_slice_assign(buffer, &all(0..batch, starts[0]..starts[0] + counts[0]), new);
-    }
-    (0..batch).fold(buffer, |buffer, row| {
-        let part = B::float_slice(new.clone(), &all(row..row + 1, 0..counts[row]));
-        B::float_slice_assign(buffer, &all(row..row + 1, starts[row]..starts[row] + counts[row]), part)
+    let [_, heads, head_dim] = new.shape().dims();
+    let at = |slots: Range<usize>, positions: Range<usize>| [slots, 0..heads, positions, 0..head_dim].map(Slice::from);
+    RowGroup::all(rows).iter().fold(buffer, |buffer, group| {
+        let new = unpack_group::<B>(&new, group);
+        let of_group = &rows[group.rows.clone()];
+        let start = of_group[0].context_len;
+        if of_group.iter().all(|row| row.context_len == start) {
+            return B::float_slice_assign(buffer, &at(group.slots.clone(), start..start + group.query_len), new);
+        }
+        of_group.iter().enumerate().fold(buffer, |buffer, (index, row)| {
+            let part = B::float_slice(new.clone(), &at(index..index + 1, 0..row.query_len));
+            B::float_slice_assign(buffer, &at(row.slot..row.slot + 1, row.context_len..row.seq_len()), part)
+        })
     })
 }
 
@@ -114,35 +122,28 @@ pub fn attend<B: Backend>(
     query: FloatTensor<B>,
     keys: FloatTensor<B>,
     values: FloatTensor<B>,
-    past: IntTensor<B>,
+    context_lens: IntTensor<B>,
+    rows: &[PackedRow],
 ) -> FloatTensor<B> {
-    let dtype = query.dtype();
-    let scores = masked_scores::<B>(query, cast::<B>(keys, dtype), past);
-    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), cast::<B>(values, dtype)))
-}
-
-/// See [`Gpt2Ops::attend_shared`](super::Gpt2Ops::attend_shared).
-pub fn attend_shared<B: Backend>(
-    query: FloatTensor<B>,
-    shared_keys: FloatTensor<B>,
-    shared_values: FloatTensor<B>,
-    keys: FloatTensor<B>,
-    values: FloatTensor<B>,
-    past: IntTensor<B>,
-) -> FloatTensor<B> {
-    let [batch, _, _, _] = query.shape().dims::<4>();
-    let dtype = query.dtype();
-    let (keys, values) = (cast::<B>(keys, dtype), cast::<B>(values, dtype));
-    let of_all = |shared: FloatTensor<B>| {
-        let [_, heads, count, head_dim] = shared.shape().dims();
-        B::float_expand(cast::<B>(shared, dtype), Shape::new([batch, heads, count, head_dim]))
+    let (dtype, device) = (query.dtype(), query.device());
+    let [tokens, heads, head_dim] = query.shape().dims();
+    let [_, _, capacity, _] = keys.shape().dims::<4>();
+    let of_group = |group: &RowGroup| {
+        let states = |states: &FloatTensor<B>| {
+            let part = [group.slots.clone(), 0..heads, 0..capacity, 0..head_dim].map(Slice::from);
+            cast::<B>(B::float_slice(states.clone(), &part), dtype)
+        };
+        let context_lens = B::int_slice(context_lens.clone(), &[Slice::from(group.rows.clone())]);
+        let scores = masked_scores::<B>(unpack_group::<B>(&query, group), states(&keys), context_lens);
+        let merged = merge_heads::<B>(B::float_matmul(softmax::<B>(scores), states(&values)));
+        B::float_reshape(merged, Shape::new([group.tokens.len(), heads * head_dim]))
     };
-    let [_, _, _, head_dim] = query.shape().dims();
-    let scaled = B::float_div_scalar(query.clone(), (head_dim as f64).sqrt().into());
-    let of_shared = B::float_matmul(scaled, B::float_swap_dims(of_all(shared_keys), 2, 3));
-    let scores = B::float_cat(vec![of_shared, masked_scores::<B>(query, keys, past)], 3);
-    let values = B::float_cat(vec![of_all(shared_values), values], 2);
-    merge_heads::<B>(B::float_matmul(softmax::<B>(scores), values))
+    let mut parts: Vec<FloatTensor<B>> = RowGroup::all(rows).iter().map(of_group).collect();
+    match parts.len() {
+        0 => B::float_zeros(Shape::new([tokens, heads * head_dim]), &device, dtype.into()),
+        1 => parts.remove(0),
+        _ => B::float_cat(parts, 0),
+    }
 }
 
 /// `[inputs, outputs]` of a packed matrix.
@@ -185,21 +186,25 @@ fn gelu_tanh<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 }
 
 /// `q k^T / sqrt D`, minus infinity where a key is behind the query.
-fn masked_scores<B: Backend>(query: FloatTensor<B>, keys: FloatTensor<B>, past: IntTensor<B>) -> FloatTensor<B> {
+fn masked_scores<B: Backend>(
+    query: FloatTensor<B>,
+    keys: FloatTensor<B>,
+    context_lens: IntTensor<B>,
+) -> FloatTensor<B> {
     let [batch, heads, time, head_dim] = query.shape().dims();
     let [_, _, count, _] = keys.shape().dims();
     let query = B::float_div_scalar(query, (head_dim as f64).sqrt().into());
     let scores = B::float_matmul(query, B::float_swap_dims(keys, 2, 3)); // [B, H, T, L]
 
-    let past = lengths::<B>(past);
-    let (device, dtype) = (past.device(), past.dtype());
+    let lens = lengths::<B>(context_lens);
+    let (device, dtype) = (lens.device(), lens.dtype());
     let shape = Shape::new([batch, heads, time, count]);
     let ramp = |len: usize| B::int_arange(0..len as i64, &device, dtype.into());
     let wide =
         |ints: IntTensor<B>, dims: [usize; 4]| B::int_expand(B::int_reshape(ints, Shape::new(dims)), shape.clone());
-    let limit = B::int_add(wide(past, [batch, 1, 1, 1]), wide(ramp(time), [1, 1, time, 1]));
-    let hidden = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, bool_store::<B>(&device));
-    B::float_mask_fill(scores, hidden, f64::NEG_INFINITY.into())
+    let limit = B::int_add(wide(lens, [batch, 1, 1, 1]), wide(ramp(time), [1, 1, time, 1]));
+    let mask = B::int_greater(wide(ramp(count), [1, 1, 1, count]), limit, bool_store::<B>(&device));
+    B::float_mask_fill(scores, mask, f64::NEG_INFINITY.into())
 }
 
 /// Over the last of four dimensions.

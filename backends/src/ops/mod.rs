@@ -4,6 +4,8 @@
 
 #![cfg_attr(feature = "ndarray", allow(deprecated))] // burn's older backend is wanted, to be compared with
 
+use std::sync::Arc;
+
 #[cfg(feature = "fusion")]
 use burn::backend::fusion::custom::TensorSpec;
 use burn::backend::tensor::{FloatTensor, IntTensor};
@@ -11,6 +13,8 @@ use burn::backend::{Backend, backend_extension};
 use burn::tensor::DType;
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
+
+use crate::PackedRow;
 
 pub(crate) mod default;
 pub(crate) mod default_int8;
@@ -138,49 +142,39 @@ pub trait Gpt2Ops: Backend {
         default_int8::columns::<Self>(weights, scales, ids, inputs)
     }
 
-    /// Writes new keys and values, `[B, H, T, D]` each, into the buffers of a cache, `[B, H, C, D]` each: of row `b`, the first
-    /// `counts[b]` positions go to `starts[b]..starts[b] + counts[b]`. `past` is `starts` on the device. What is new is rounded
-    /// to the element type of the buffers.
+    /// Writes new keys and values, `[N, H, D]` each, into the buffers of a cache, `[S, H, C, D]` each: the tokens of each of
+    /// `rows`, one row after the other, go to the positions of its slot that follow its context. The same is on the device:
+    /// `context_lens`, `[B]`, and `layout`, `[B, 3]`, which has the slot, the first token and the number of tokens of each row.
+    /// What is new is rounded to the element type of the buffers.
     #[fusion(meta = |keys, values, _, _, _, _, _| (keys.clone(), values.clone()))]
     fn append(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         new_keys: FloatTensor<Self>,
         new_values: FloatTensor<Self>,
-        past: IntTensor<Self>,
-        starts: Vec<usize>,
-        counts: Vec<usize>,
+        context_lens: IntTensor<Self>,
+        layout: IntTensor<Self>,
+        rows: Arc<[PackedRow]>,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
-        let _ = past;
-        let keys = default::append::<Self>(keys, new_keys, &starts, &counts);
-        (keys, default::append::<Self>(values, new_values, &starts, &counts))
+        let _ = (context_lens, layout);
+        let keys = default::append::<Self>(keys, new_keys, &rows);
+        (keys, default::append::<Self>(values, new_values, &rows))
     }
 
-    /// `softmax(q k^T / sqrt D) v`: `query` is `[B, H, T, D]`, `keys` and `values` are `[B, H, L, D]`, of which query `t` of
-    /// row `b` sees the first `past[b] + t + 1`; the result is `[B, T, H D]`. For a negative length the CPU panics; a GPU takes
-    /// it for 0.
-    #[fusion(dtype = query, shape = Shape::new([query[0], query[2], query[1] * query[3]]))]
+    /// `softmax(q k^T / sqrt D) v`: `query` is `[N, H, D]`, `keys` and `values` are `[S, H, C, D]`; query `t` of a row sees the
+    /// first `context_len + t + 1` positions of its slot, and the result is `[N, H D]`. The rest is as for
+    /// [`append`](Self::append); where a GPU goes by its own lengths, one that is negative is 0.
+    #[fusion(dtype = query, shape = Shape::new([query[0], query[1] * query[2]]))]
     fn attend(
         query: FloatTensor<Self>,
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
-        past: IntTensor<Self>,
+        context_lens: IntTensor<Self>,
+        layout: IntTensor<Self>,
+        rows: Arc<[PackedRow]>,
     ) -> FloatTensor<Self> {
-        default::attend::<Self>(query, keys, values, past)
-    }
-
-    /// As [`attend`](Self::attend), over shared keys before each row's own: `shared_keys` and `shared_values` are
-    /// `[1, H, S, D]`, and every query sees all of them.
-    #[fusion(dtype = query, shape = Shape::new([query[0], query[2], query[1] * query[3]]))]
-    fn attend_shared(
-        query: FloatTensor<Self>,
-        shared_keys: FloatTensor<Self>,
-        shared_values: FloatTensor<Self>,
-        keys: FloatTensor<Self>,
-        values: FloatTensor<Self>,
-        past: IntTensor<Self>,
-    ) -> FloatTensor<Self> {
-        default::attend_shared::<Self>(query, shared_keys, shared_values, keys, values, past)
+        let _ = layout;
+        default::attend::<Self>(query, keys, values, context_lens, &rows)
     }
 
     /// `(x - mean) / sqrt(variance + epsilon) gamma + beta` of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`.

@@ -12,8 +12,8 @@ const FEWEST: usize = 5;
 pub fn steps(generator: &Generator, work: &Work, seconds: f64) -> Result<Option<Vec<usize>>, Failure> {
     let first = step_seconds(generator, work.prompts.clone())?;
     // Estimated with steps that cost as much as they are long.
-    let mean_length = work.prompt_tokens as f64 + (work.new_tokens - 1) as f64 / 2.0;
-    let mean = first * mean_length / work.prompt_tokens as f64;
+    let prompt_length = work.prompts.iter().map(Vec::len).sum::<usize>() as f64 / work.prompts.len() as f64;
+    let mean = first * (prompt_length + (work.new_tokens - 1) as f64 / 2.0) / prompt_length;
     if mean * work.new_tokens as f64 <= seconds || work.new_tokens <= FEWEST {
         return Ok(None);
     }
@@ -32,6 +32,7 @@ pub fn sample(generator: &Generator, work: &Work, ids: &[Vec<u32>], sampled: &[u
     let all = interpolate(&timed);
     Ok(Run {
         ttft_seconds: all[0],
+        alone_seconds: None,
         decode_seconds: all[1..].iter().sum(),
         step_seconds: all[1..].to_vec(),
         speculation: None,

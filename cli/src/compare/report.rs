@@ -25,10 +25,15 @@ pub struct Row {
     pub deterministic: bool,
     pub threads: usize,
     pub batch: usize,
-    /// Of each row, as `new_tokens`.
+    /// Of the longest row.
     pub prompt_tokens: usize,
+    /// Of all rows together.
+    pub all_prompt_tokens: usize,
+    /// Of each row.
     pub new_tokens: usize,
     pub ttft_seconds: f64,
+    /// The same of each prompt by itself, added up, where prompts are of unequal length.
+    pub alone_seconds: Option<f64>,
     pub tpot_seconds: Option<f64>,
     pub tpot_p95_seconds: Option<f64>,
     /// From the prompt to the last token of all rows: the median of the repetitions.
@@ -93,6 +98,21 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
                 out,
                 "{} is {}: its logits differ from the reference's by up to {drift:.1e}",
                 first.device, first.device_is
+            )?;
+        }
+    }
+    for row in rows {
+        if let Some(alone) = row.alone_seconds {
+            writeln!(
+                out,
+                "{} on {}: {:.3} s until the first tokens of {} prompts of {} tokens in all, {:.2} x the {alone:.3} s that they take \
+                 one after the other",
+                row.decoder,
+                row.device,
+                row.ttft_seconds,
+                row.batch,
+                row.all_prompt_tokens,
+                row.ttft_seconds / alone,
             )?;
         }
     }
@@ -171,7 +191,7 @@ fn table(rows: &[Row]) -> String {
     let cache = &rows.last().unwrap_or(first).cache_dtype;
     let several = devices.len() > 1;
     let mut text = format!(
-        "{} in {}{}{}{}, {} threads: batch {}, prompt {}, {} new tokens each\n\n",
+        "{} in {}{}{}{}, {} threads: batch {}, prompt {}{}, {} new tokens each\n\n",
         devices.iter().map(|row| row.device.as_str()).collect::<Vec<_>>().join(", "),
         first.dtype,
         if *cache == first.dtype { String::new() } else { format!(" with a cache in {cache}") },
@@ -179,6 +199,7 @@ fn table(rows: &[Row]) -> String {
         if first.deterministic { ", deterministic" } else { "" },
         first.threads,
         first.batch,
+        if first.alone_seconds.is_some() { "up to " } else { "" },
         first.prompt_tokens,
         first.new_tokens
     );

@@ -3,7 +3,7 @@
 use gpt2_burn::burn::module::{Module, ModuleVisitor, Param, ParamGroup, ParamId};
 use gpt2_burn::burn::optim::{AdamWConfig, GradientsParams, ModuleOptimizer};
 use gpt2_burn::burn::tensor::{Int, Tensor, activation};
-use gpt2_burn::{CacheStorage, Gpt2, Logits, Result, TokenBatch};
+use gpt2_burn::{Gpt2, Logits, Result, TokenBatch};
 
 use super::data::Batch;
 
@@ -62,22 +62,21 @@ impl Trainer {
 /// Mean cross-entropy with the text; with a teacher, mixed with that with the teacher's distribution (Hinton et al.,
 /// 2015, at temperature 1, since it is the target's own distribution that a draft is accepted by).
 fn loss(model: &Gpt2, batch: &Batch, teacher: Option<(&Gpt2, f64)>) -> Result<Tensor<1>> {
-    let logits = logits(model, &batch.inputs)?; // [B, T, V]
-    let [rows, time, _] = logits.dims();
-    let log_probs = activation::log_softmax(logits, 2);
+    let log_probs = activation::log_softmax(logits(model, &batch.inputs)?, 1); // [N, V]
     let targets = TokenBatch::new(&batch.targets, model)?;
-    let targets: Tensor<3, Int> = targets.ids().clone().reshape([rows, time, 1]);
-    let of_text = log_probs.clone().gather(2, targets).mean().neg();
+    let count = targets.tokens();
+    let targets: Tensor<2, Int> = targets.ids().clone().reshape([count, 1]);
+    let of_text = log_probs.clone().gather(1, targets).mean().neg();
     let Some((teacher, weight)) = teacher else { return Ok(of_text) };
-    let wanted = activation::softmax(self::logits(teacher, &batch.inputs)?, 2);
+    let wanted = activation::softmax(self::logits(teacher, &batch.inputs)?, 1);
     let wanted = Tensor::from_data(wanted.into_data(), &model.device());
-    let of_teacher = (wanted * log_probs).sum().neg() / (rows * time) as f64;
+    let of_teacher = (wanted * log_probs).sum().neg() / count as f64;
     Ok(of_teacher * weight + of_text * (1.0 - weight))
 }
 
-fn logits(model: &Gpt2, inputs: &[Vec<u32>]) -> Result<Tensor<3>> {
-    let mut cache = model.cache(CacheStorage::Growing, inputs.len(), model.config().n_positions)?;
-    model.forward(&TokenBatch::new(inputs, model)?, &mut cache, Logits::All)
+/// Of every token: `[N, V]`.
+fn logits(model: &Gpt2, inputs: &[Vec<u32>]) -> Result<Tensor<2>> {
+    model.forward(&TokenBatch::new(inputs, model)?, None, Logits::All)
 }
 
 /// Shortens the gradient of all parameters together to a norm (Pascanu et al., 2013).

@@ -37,6 +37,24 @@ fn compare_times_every_decoder_and_finds_them_equal() {
 }
 
 #[test]
+fn compare_takes_prompts_of_unequal_length() {
+    let fixed =
+        ["--batch-size", "4", "--prompt-length", "40", "--max-new-tokens", "4", "--num-samples", "1", "--ragged"];
+    let rows = json("compare", &fixed);
+    for row in rows.as_array().unwrap() {
+        assert_eq!((row["equal"].as_bool(), row["ties"].as_u64()), (Some(true), Some(0)), "{row}");
+        assert_eq!(
+            (row["prompt_tokens"].as_u64(), row["all_prompt_tokens"].as_u64()),
+            (Some(40), Some(16 + 24 + 32 + 40))
+        );
+        assert!(row["alone_seconds"].as_f64().unwrap() > 0.0);
+    }
+    let printed = text("compare", &fixed);
+    assert!(printed.contains("prompt up to 40") && printed.contains("prompts of 112 tokens in all"), "{printed}");
+    assert!(failure("compare", &["--mode", "latency", "--ragged"]).contains("--ragged has no effect"));
+}
+
+#[test]
 fn compare_says_what_drafts_are_worth() {
     let fixed = ["--prompt-length", "16", "--max-new-tokens", "24", "--num-samples", "2", "--mode", "latency"];
     let decoders = |rows: &Value| -> Vec<String> {

@@ -6,12 +6,6 @@ use std::fmt;
 use super::{Payload, RadixTree, Reuse};
 use crate::ModelShape;
 
-/// Tokens whose computation takes as long as reading the weights does, which is what another forward costs.
-const FORWARD_TOKENS: usize = 8;
-
-/// Tokens whose keys and values are copied in the time in which one is computed.
-const COPIED_TOKENS: usize = 32;
-
 /// Consecutive tokens of a prompt that are computed in one forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -61,8 +55,8 @@ pub struct Plan {
     pieces: Vec<Piece>,
     /// The forwards of what is shared: the pieces of each.
     shared: Vec<Vec<usize>>,
-    /// The forwards of the ends.
-    ends: Vec<Vec<usize>>,
+    /// The pieces of the forward of the ends.
+    ends: Vec<usize>,
 }
 
 /// Which tokens a node of the planner's own tree stands for.
@@ -161,7 +155,7 @@ impl Plan {
             levels.resize_with(levels.len().max(level + 1), Vec::new);
             levels[level].push(place);
         }
-        self.shared = levels.iter().flat_map(|places| self.grouped(places)).collect();
+        self.shared = levels;
 
         let first_end = self.pieces.len();
         for (at, (&shared, &held)) in shared.iter().zip(&self.held).enumerate() {
@@ -172,47 +166,7 @@ impl Plan {
             let before = last.and_then(|(stretch, _)| places.get(&(stretch.prompt, stretch.end)).copied());
             self.pieces.push(Piece { prompt: self.distinct[at], start, end, before });
         }
-        let ends: Vec<usize> = (first_end..self.pieces.len()).collect();
-        self.ends = self.grouped(&ends);
-        // In one forward, they are written where they are to be; in several, all rows are copied once more.
-        let copied = self.distinct.iter().map(|&prompt| prompts[prompt].len()).sum::<usize>();
-        let together = vec![ends];
-        if self.cost(&together) <= self.cost(&self.ends) + copied / COPIED_TOKENS {
-            self.ends = together;
-        }
-    }
-
-    /// What forwards of these pieces cost, in tokens.
-    fn cost(&self, forwards: &[Vec<usize>]) -> usize {
-        let longest = |places: &[usize]| places.iter().map(|&place| self.pieces[place].tokens()).max().unwrap_or(0);
-        forwards.iter().map(|places| FORWARD_TOKENS + places.len() * longest(places)).sum()
-    }
-
-    /// Groups pieces so that what forwards cost and what they compute in vain behind the ends of shorter pieces is least.
-    fn grouped(&self, places: &[usize]) -> Vec<Vec<usize>> {
-        let tokens = |place: usize| self.pieces[place].tokens();
-        let mut order = places.to_vec();
-        order.sort_by_key(|&place| tokens(place));
-        // Behind each run of equally long pieces: how many there are so far, and the least cost of all of them with the
-        // number of those in the groups before the last.
-        let mut best = vec![(0, 0, 0)];
-        for run in order.chunk_by(|a, b| tokens(*a) == tokens(*b)) {
-            let count = best[best.len() - 1].0 + run.len();
-            let cost = |(before, cost, _): &(usize, usize, usize)| {
-                (cost + FORWARD_TOKENS + (count - before) * tokens(run[0]), *before)
-            };
-            let (cost, before) = best.iter().map(cost).min().expect("there is a beginning");
-            best.push((count, cost, before));
-        }
-        let mut groups = Vec::new();
-        while !order.is_empty() {
-            let at = best.iter().position(|(count, ..)| *count == order.len()).expect("groups end where runs do");
-            let mut group = order.split_off(best[at].2);
-            group.sort_unstable();
-            groups.push(group);
-        }
-        groups.reverse();
-        groups
+        self.ends = (first_end..self.pieces.len()).collect();
     }
 
     /// The pieces, each behind those before it; the ends of the distinct prompts come last.
@@ -222,7 +176,7 @@ impl Plan {
 
     /// The forwards in their order: the places of their pieces.
     pub fn forwards(&self) -> impl Iterator<Item = &[usize]> {
-        self.shared.iter().chain(&self.ends).map(Vec::as_slice)
+        self.shared.iter().chain([&self.ends]).map(Vec::as_slice).filter(|places| !places.is_empty())
     }
 
     /// The forwards of what several prompts share, whose logits are not wanted.
@@ -230,8 +184,8 @@ impl Plan {
         &self.shared
     }
 
-    /// The forwards of the prompts' ends.
-    pub fn end_forwards(&self) -> &[Vec<usize>] {
+    /// The pieces of the last forward: the end of each distinct prompt.
+    pub fn ends(&self) -> &[usize] {
         &self.ends
     }
 
@@ -266,26 +220,17 @@ impl Plan {
     }
 
     /// Floating-point operations of the matrices of a model of this shape, and of its attention: a multiplication and an
-    /// addition each. Padding is not counted.
+    /// addition each.
     pub fn flops(&self, shape: impl Into<ModelShape>) -> f64 {
         let shape = shape.into();
         let pieces = self.pieces.iter().map(|piece| flops(shape, piece.start, piece.end));
-        pieces.sum::<f64>() + self.ends.iter().map(Vec::len).sum::<usize>() as f64 * head_flops(shape)
+        pieces.sum::<f64>() + self.ends.len() as f64 * head_flops(shape)
     }
 
     /// The same if every prompt were computed by itself, from its first token.
     pub fn flops_without(&self, shape: impl Into<ModelShape>) -> f64 {
         let shape = shape.into();
         self.lens.iter().map(|&len| flops(shape, 0, len) + head_flops(shape)).sum()
-    }
-
-    /// Places that are computed in vain, behind the ends of pieces that are shorter than others in their forward.
-    pub fn padding_tokens(&self) -> usize {
-        let padding = |places: &[usize]| {
-            let tokens = || places.iter().map(|&place| self.pieces[place].tokens());
-            tokens().max().unwrap_or(0) * places.len() - tokens().sum::<usize>()
-        };
-        self.forwards().map(padding).sum()
     }
 }
 
@@ -297,9 +242,7 @@ impl fmt::Display for Plan {
         let (prompts, distinct, forwards) = (self.lens.len(), self.distinct.len(), self.forwards().count());
         write!(
             f,
-            "{prompts} prompts, {distinct} of them distinct: {computed} of {requested} tokens ({share:.1}%) in {forwards} \
-             forwards, {} places in vain",
-            self.padding_tokens()
+            "{prompts} prompts, {distinct} of them distinct: {computed} of {requested} tokens ({share:.1}%) in {forwards} forwards"
         )
     }
 }

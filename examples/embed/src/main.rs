@@ -22,7 +22,7 @@ use clap::builder::RangedU64ValueParser;
 use gpt2_burn::generate::{GenerateRequest, Generator, Stop};
 use gpt2_burn::sampling::{Purpose, Sampling, uniform};
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Result, TokenBatch, WeightFormat};
+use gpt2_burn::{Checkpoint, Gpt2, Result, TokenBatch, WeightFormat};
 use gpt2_burn_pair::{HELD_OUT, TARGET};
 
 /// Trains a head on the hidden states of the embedded model, and generates with the same weights.
@@ -76,16 +76,17 @@ impl Judge {
 
     /// Logits `[B, 2]` of lines of any lengths.
     fn forward(&self, lines: &[&[u32]]) -> Result<Tensor<2>> {
-        let mut cache = self.gpt2.cache(CacheStorage::Growing, lines.len(), self.gpt2.config().n_positions)?;
         let tokens = TokenBatch::new(lines, &self.gpt2)?;
-        let hidden = self.gpt2.hidden_states(&tokens, &mut cache)?; // [B, T, d]
-        // The mean of each row over its own tokens: what stands behind its end means nothing.
-        let [batch, time, width] = hidden.dims();
-        let share = |len: &usize, at: usize| if at < *len { 1.0 / *len as f32 } else { 0.0 };
-        let shares: Vec<f32> =
-            tokens.new_lens().iter().flat_map(|len| (0..time).map(move |at| share(len, at))).collect();
-        let shares = Tensor::<3>::from_data(TensorData::new(shares, [batch, 1, time]), &hidden.device());
-        let mean = shares.matmul(hidden).reshape([batch, width]); // [B, d]
+        let hidden = self.gpt2.hidden_states(&tokens, None)?; // [N, d]
+        // The mean of each row over its own tokens, which stand one row behind the other.
+        let mut shares = vec![0.0_f32; lines.len() * tokens.tokens()];
+        let mut first = 0;
+        for (row, len) in tokens.query_lens().iter().enumerate() {
+            shares[row * tokens.tokens() + first..][..*len].fill(1.0 / *len as f32);
+            first += len;
+        }
+        let shares = TensorData::new(shares, [lines.len(), tokens.tokens()]);
+        let mean = Tensor::<2>::from_data(shares, &hidden.device()).matmul(hidden); // [B, d]
         Ok(self.head.forward(mean)) // [B, 2]
     }
 

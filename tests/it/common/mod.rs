@@ -109,9 +109,7 @@ pub fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
 
 /// Logits of every position of one sequence.
 pub fn logits_of(model: &Gpt2, ids: &[u32]) -> Vec<Vec<f32>> {
-    let mut cache = model.cache(CacheStorage::Growing, 1, ids.len()).unwrap();
-    let logits = model.forward(&TokenBatch::new(&[ids], model).unwrap(), &mut cache, Logits::All).unwrap();
-    rows(logits)
+    rows(model.forward(&TokenBatch::new(&[ids], model).unwrap(), None, Logits::All).unwrap())
 }
 
 /// The rows of a tensor, all dimensions but the last taken together.

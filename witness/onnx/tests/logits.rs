@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use gpt2_burn::burn::tensor::{DType, Device, Int, Tensor};
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Logits, TokenBatch};
+use gpt2_burn::{Checkpoint, Gpt2, Logits, TokenBatch};
 use serde_json::Value;
 
 /// The largest difference of two logits that are the same but for the order of sums.
@@ -33,11 +33,10 @@ fn of_graph(ids: &[u32]) -> Vec<f32> {
 
 fn of_library(ids: &[u32]) -> Vec<f32> {
     let model: Gpt2 = Checkpoint::open(fixture()).unwrap().load(&device(), DType::F32).unwrap();
-    let mut cache = model.cache(CacheStorage::Growing, 1, ids.len()).unwrap();
-    values(model.forward(&TokenBatch::new(&[ids], &model).unwrap(), &mut cache, Logits::All).unwrap())
+    values(model.forward(&TokenBatch::new(&[ids], &model).unwrap(), None, Logits::All).unwrap())
 }
 
-fn values(logits: Tensor<3>) -> Vec<f32> {
+fn values<const D: usize>(logits: Tensor<D>) -> Vec<f32> {
     logits.try_into_vec_as().unwrap()
 }
 

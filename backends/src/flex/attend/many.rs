@@ -27,13 +27,17 @@ pub struct Many {
     scores: Vec<[f32; LANES]>,
 }
 
-/// Queries `first..first + count` of one head.
+/// Consecutive queries of one row, of one head.
 pub struct Queries<'a, 's, E> {
     pub attention: &'a Attention<'a, E>,
-    pub row: usize,
+    /// The row of the buffers that their keys are in.
+    pub slot: usize,
     pub head: usize,
-    pub first: usize,
+    /// Which of all new tokens the first of them is.
+    pub token: usize,
     pub count: usize,
+    /// How many keys the first of them sees; each further one sees one more.
+    pub visible: usize,
     pub scratch: &'s mut Many,
     pub out: Output<'a>,
 }
@@ -49,20 +53,16 @@ impl<E: Element> WithSimd for Queries<'_, '_, E> {
 
 #[inline(always)]
 fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, '_, E>) {
-    let Queries { attention, row, head, first, count, scratch, out } = task;
-    let [_, _, time, head_dim] = attention.shape;
+    let Queries { attention, slot, head, token, count, visible, scratch, out } = task;
+    let [_, head_dim] = attention.shape;
     let Many { queries, keys, scores } = scratch;
-    transpose(attention, [row, head, first, count], queries);
+    transpose(attention, [head, token, count], queries);
 
     scores.clear();
-    if let Some((segment, count)) = &attention.shared {
-        score::<S, V, E>(simd, queries, keys, &segment.keys, [row, head, head_dim, *count], scores);
-    }
-    let shared = scores.len();
-    let own = attention.visible(row, first + count - 1);
-    score::<S, V, E>(simd, queries, keys, &attention.own.keys, [row, head, head_dim, own], scores);
+    let place = [slot, head, head_dim, visible + count - 1];
+    score::<S, V, E>(simd, queries, keys, &attention.keys, place, scores);
     for lane in 0..count {
-        for scores in &mut scores[shared + attention.visible(row, first + lane)..] {
+        for scores in &mut scores[visible + lane..] {
             scores[lane] = f32::NEG_INFINITY;
         }
     }
@@ -71,7 +71,7 @@ fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, 
 
     let mut lane = 0;
     while lane < count {
-        let at = At { row, head, shared, lane, first, out_row: row * time + first };
+        let at = At { slot, head, lane, token: token + lane, visible: visible + lane };
         let together = if count - lane >= QUERIES { QUERIES } else { 1 };
         let mut column = 0;
         while column < head_dim {
@@ -94,30 +94,30 @@ fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, 
 #[inline(always)]
 fn transpose<E: Element>(
     attention: &Attention<'_, E>,
-    [row, head, first, count]: [usize; 4],
+    [head, token, count]: [usize; 3],
     out: &mut Vec<[[f32; LANES]; LANES]>,
 ) {
-    let [_, _, _, head_dim] = attention.shape;
+    let [_, head_dim] = attention.shape;
     let divisor = (head_dim as f32).sqrt();
     out.clear();
     out.resize(head_dim.div_ceil(LANES), [[0.0; LANES]; LANES]);
     let out = out.as_flattened_mut();
     for lane in 0..count {
-        let query = attention.query.position(row, head, first + lane, head_dim);
+        let query = attention.query.position(0, head, token + lane, head_dim);
         for column in 0..head_dim {
             out[column][lane] = query[column] / divisor;
         }
     }
 }
 
-/// Appends the scores of keys `0..count`.
+/// The scores of keys `0..count`.
 #[inline(always)]
 fn score<S: Simd, const V: usize, E: Element>(
     simd: S,
     queries: &[[[f32; LANES]; LANES]],
     wide: &mut Vec<[[f32; LANES]; KEYS]>,
     keys: &View<'_, E>,
-    [row, head, head_dim, count]: [usize; 4],
+    [slot, head, head_dim, count]: [usize; 4],
     scores: &mut Vec<[f32; LANES]>,
 ) {
     wide.clear();
@@ -125,7 +125,7 @@ fn score<S: Simd, const V: usize, E: Element>(
     for first in (0..count).step_by(KEYS) {
         let together = KEYS.min(count - first);
         for key in 0..together {
-            let elements = keys.position(row, head, first + key, head_dim);
+            let elements = keys.position(slot, head, first + key, head_dim);
             let (chunks, rest) = elements.as_chunks::<LANES>();
             for (wide, chunk) in wide.iter_mut().zip(chunks) {
                 wide[key] = E::widen_with(simd, chunk);
@@ -229,15 +229,14 @@ fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [[f32; LANES]]) -> Wid
 /// Which queries' values are added up, and where the results go.
 #[derive(Clone, Copy)]
 struct At {
-    row: usize,
+    slot: usize,
     head: usize,
-    /// Keys before the row's own.
-    shared: usize,
-    /// The first of the queries, counted from `first`.
+    /// Lane of the first of the queries.
     lane: usize,
-    first: usize,
-    /// Row of the result that belongs to `first`.
-    out_row: usize,
+    /// Row of the result that belongs to it.
+    token: usize,
+    /// Keys that it sees.
+    visible: usize,
 }
 
 /// The weighted sums of `C` times 16 columns of the values for `Q` queries; `columns` may end before them.
@@ -252,21 +251,17 @@ fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
     columns: std::ops::Range<usize>,
     out: Output<'_>,
 ) {
-    let [_, _, _, head_dim] = attention.shape;
+    let [_, head_dim] = attention.shape;
     let mut totals = [[splat::<S, V>(simd, 0.0); C]; Q];
-    let (of_shared, of_own) = weights.split_at(at.shared);
     // Keys that all queries see, and then, query by query, those that only later ones do.
-    let of_all = attention.visible(at.row, at.first + at.lane);
-    let place = [at.row, at.head, head_dim, columns.start];
-    if let Some((segment, _)) = &attention.shared {
-        totals = add_values::<S, V, E, Q, C>(simd, &segment.values, of_shared, at.lane, place, totals);
-    }
-    let values = &attention.own.values;
-    totals = add_values::<S, V, E, Q, C>(simd, values, &of_own[..of_all], at.lane, place, totals);
+    let of_all = at.visible;
+    let place = [at.slot, at.head, head_dim, columns.start];
+    let values = &attention.values;
+    totals = add_values::<S, V, E, Q, C>(simd, values, &weights[..of_all], at.lane, place, totals);
     for query in 1..Q {
-        for position in of_all..attention.visible(at.row, at.first + at.lane + query) {
+        for position in of_all..of_all + query {
             let value = columns_at::<S, V, E, C>(simd, values, position, place);
-            let weight = splat(simd, of_own[position][at.lane + query]);
+            let weight = splat(simd, weights[position][at.lane + query]);
             for chunk in 0..C {
                 totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
             }
@@ -275,8 +270,8 @@ fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
     for query in 0..Q {
         let lane = at.lane + query;
         let (column, width) = (at.head * head_dim + columns.start, columns.len());
-        // SAFETY: no other task has this row, head and query.
-        let out = unsafe { out.row_part(at.out_row + lane, column, width) };
+        // SAFETY: no other task has this token and head.
+        let out = unsafe { out.row_part(at.token + query, column, width) };
         for chunk in 0..C {
             let mut lanes = [0.0; LANES];
             store(simd, mul(simd, totals[query][chunk], splat(simd, scales[lane])), &mut lanes);
@@ -315,9 +310,9 @@ fn columns_at<S: Simd, const V: usize, E: Element, const C: usize>(
     simd: S,
     values: &View<'_, E>,
     position: usize,
-    [row, head, head_dim, start]: [usize; 4],
+    [slot, head, head_dim, start]: [usize; 4],
 ) -> [Wide<S, V>; C] {
-    let value = values.position(row, head, position, head_dim);
+    let value = values.position(slot, head, position, head_dim);
     let mut columns = [splat::<S, V>(simd, 0.0); C];
     if C == 1 {
         // There may be fewer than 16.

@@ -8,12 +8,16 @@
 mod many;
 mod one;
 
+use std::cmp::Reverse;
+
 use pulp::Arch;
 use rayon::prelude::*;
 
 use super::element::Element;
 use super::lanes::LANES;
 use super::output::Output;
+use crate::PackedRow;
+use crate::metadata::firsts;
 use many::{Many, Queries};
 use one::{One, Query};
 
@@ -24,7 +28,7 @@ pub struct View<'a, E> {
     pub elements: &'a [E],
     /// Where element `[0, 0, 0, 0]` is.
     pub start: usize,
-    /// Elements from one row, head and position to the next; a row's is 0 where one row stands for all.
+    /// Elements from one row, head and position to the next.
     pub strides: [usize; 3],
 }
 
@@ -36,30 +40,47 @@ impl<'a, E> View<'a, E> {
     }
 }
 
-/// Consecutive keys and values.
-#[derive(Clone, Copy)]
-pub struct Segment<'a, E> {
-    /// `[B, H, N, D]`.
-    pub keys: View<'a, E>,
-    /// `[B, H, N, D]`.
-    pub values: View<'a, E>,
-}
-
 /// What is attended with, and over.
 #[derive(Clone, Copy)]
 pub struct Attention<'a, E> {
-    /// `[B, H, T, D]`.
+    /// `[1, H, N, D]`: the new tokens of each row after those of the row before.
     pub query: View<'a, f32>,
-    /// Keys that every query sees, and how many there are.
-    pub shared: Option<(Segment<'a, E>, usize)>,
-    /// Keys of which query t of row b sees the first `past[b] + t + 1`.
-    pub own: Segment<'a, E>,
-    /// Own keys of each row before those of the queries.
-    pub past: &'a [usize],
-    /// Own keys that there are; a query behind the end of a shorter row sees no more than that.
-    pub keys: usize,
-    /// `[B, H, T, D]`.
-    pub shape: [usize; 4],
+    /// `[S, H, C, D]`.
+    pub keys: View<'a, E>,
+    /// `[S, H, C, D]`.
+    pub values: View<'a, E>,
+    /// Whose the tokens are; query t of a row sees the first `context_len + t + 1` positions of its slot.
+    pub rows: &'a [PackedRow],
+    /// `[H, D]`.
+    pub shape: [usize; 2],
+}
+
+/// Consecutive queries of one row.
+struct Block {
+    slot: usize,
+    /// The first of them among all new tokens.
+    token: usize,
+    count: usize,
+    /// Keys that the first of them sees; each further one sees one more.
+    visible: usize,
+}
+
+impl Block {
+    /// Those of all rows, the ones that see most keys first: threads end together if what is left last is short.
+    fn all(rows: &[PackedRow]) -> Vec<Self> {
+        let of_row = |(row, first): (&PackedRow, usize)| {
+            let PackedRow { slot, context_len, query_len } = *row;
+            (0..query_len).step_by(QUERY_BLOCK).map(move |t| Self {
+                slot,
+                token: first + t,
+                count: QUERY_BLOCK.min(query_len - t),
+                visible: context_len + t + 1,
+            })
+        };
+        let mut blocks: Vec<Self> = rows.iter().zip(firsts(rows)).flat_map(of_row).collect();
+        blocks.sort_by_key(|block| Reverse(block.visible));
+        blocks
+    }
 }
 
 /// Multiplications below which threads cost more than they bring.
@@ -71,42 +92,49 @@ const QUERY_BLOCK: usize = LANES;
 /// Queries of a head from which on they are computed together.
 const WORTH_TOGETHER: usize = 4;
 
-/// Attends; the result is `[B, T, H D]`.
+/// Attends; the result is `[N, H D]`.
 ///
 /// # Panics
 ///
-/// If a view does not hold what the shape says.
+/// If a view does not hold what the rows and the shape say.
 pub fn attend<E: Element>(arch: Arch, attention: Attention<'_, E>, out: &mut [f32]) {
-    let [batch, heads, time, head_dim] = attention.shape;
-    assert_eq!(out.len(), batch * heads * time * head_dim, "elements of the result");
+    let [heads, head_dim] = attention.shape;
+    let width = heads * head_dim;
+    let tokens: usize = attention.rows.iter().map(|row| row.query_len).sum();
+    assert_eq!(out.len(), tokens * width, "elements of the result");
     if out.is_empty() {
         return;
     }
-    let blocks = time.div_ceil(QUERY_BLOCK);
-    let width = heads * head_dim;
+    let blocks = Block::all(attention.rows);
     let out = Output::new(out, width);
     let work = |scratch: &mut Scratch, task: usize| {
-        // Long queries first: in a prefill the last ones see the most keys.
-        let (block, row, head) = (blocks - 1 - task / (batch * heads), task / heads % batch, task % heads);
-        let (first, count) = (block * QUERY_BLOCK, QUERY_BLOCK.min(time - block * QUERY_BLOCK));
-        if count >= WORTH_TOGETHER {
+        let (Block { slot, token, count, visible }, head) = (&blocks[task / heads], task % heads);
+        if *count >= WORTH_TOGETHER {
             return arch.dispatch(Queries {
                 attention: &attention,
-                row,
+                slot: *slot,
                 head,
-                first,
-                count,
+                token: *token,
+                count: *count,
+                visible: *visible,
                 scratch: &mut scratch.many,
                 out,
             });
         }
-        for t in first..first + count {
-            arch.dispatch(Query { attention: &attention, row, head, t, scratch: &mut scratch.one, out });
+        for t in 0..*count {
+            arch.dispatch(Query {
+                attention: &attention,
+                slot: *slot,
+                head,
+                token: token + t,
+                visible: visible + t,
+                scratch: &mut scratch.one,
+                out,
+            });
         }
     };
-    let tasks = blocks * batch * heads;
-    let shared = attention.shared.map_or(0, |(_, count)| count);
-    if tasks * QUERY_BLOCK.min(time) * (attention.keys + shared) * head_dim < WORTH_THREADS {
+    let tasks = blocks.len() * heads;
+    if blocks.iter().map(|block| block.count * block.visible).sum::<usize>() * width < WORTH_THREADS {
         let mut scratch = Scratch::default();
         return (0..tasks).for_each(|task| work(&mut scratch, task));
     }
@@ -118,11 +146,4 @@ pub fn attend<E: Element>(arch: Arch, attention: Attention<'_, E>, out: &mut [f3
 struct Scratch {
     one: One,
     many: Many,
-}
-
-impl<E> Attention<'_, E> {
-    /// Own keys that query `t` of a row sees.
-    fn visible(&self, row: usize, t: usize) -> usize {
-        self.past[row].saturating_add(t + 1).min(self.keys)
-    }
 }

@@ -20,9 +20,13 @@ pub struct One {
 /// One query of one head.
 pub struct Query<'a, 's, E> {
     pub attention: &'a Attention<'a, E>,
-    pub row: usize,
+    /// The row of the buffers that its keys are in.
+    pub slot: usize,
     pub head: usize,
-    pub t: usize,
+    /// Which of all new tokens it is.
+    pub token: usize,
+    /// How many keys it sees.
+    pub visible: usize,
     pub scratch: &'s mut One,
     pub out: Output<'a>,
 }
@@ -39,39 +43,28 @@ impl<E: Element> WithSimd for Query<'_, '_, E> {
 #[allow(unsafe_code)]
 #[inline(always)]
 fn one_query<S: Simd, const V: usize, E: Element>(simd: S, task: Query<'_, '_, E>) {
-    let Query { attention, row, head, t, scratch, out } = task;
-    let [_, _, _, head_dim] = attention.shape;
-    let own = attention.visible(row, t);
-    let shared = match attention.shared {
-        Some((_, count)) => count,
-        None => 0,
-    };
-    let count = shared + own;
-    scale(attention.query.position(row, head, t, head_dim), &mut scratch.query);
+    let Query { attention, slot, head, token, visible: count, scratch, out } = task;
+    let [_, head_dim] = attention.shape;
+    scale(attention.query.position(0, head, token, head_dim), &mut scratch.query);
     scratch.scores.clear();
     scratch.scores.resize(count.next_multiple_of(LANES), f32::NEG_INFINITY);
 
     let (query, _) = scratch.query.as_chunks::<LANES>();
-    let (of_shared, of_own) = scratch.scores.split_at_mut(shared);
-    if let Some((segment, _)) = &attention.shared {
-        score::<S, V, E>(simd, query, &segment.keys, [row, head, head_dim], of_shared);
-    }
-    score::<S, V, E>(simd, query, &attention.own.keys, [row, head, head_dim], &mut of_own[..own]);
+    score::<S, V, E>(simd, query, &attention.keys, [slot, head, head_dim], &mut scratch.scores[..count]);
     let scale = 1.0 / softmax::<S, V>(simd, &mut scratch.scores, count);
 
-    // SAFETY: no other task has this row, head and query.
-    let out = unsafe { out.row_part(row * attention.shape[2] + t, head * head_dim, head_dim) };
-    let (of_shared, of_own) = scratch.scores.split_at(shared);
-    let shared = attention.shared.as_ref().map(|(segment, _)| segment.values);
-    let parts = [(shared, of_shared), (Some(attention.own.values), &of_own[..own])];
+    // SAFETY: no other task has this token and head.
+    let out = unsafe { out.row_part(token, head * head_dim, head_dim) };
+    let (values, weights) = (&attention.values, &scratch.scores[..count]);
     let mut column = 0;
     while head_dim - column >= 4 * LANES {
-        weigh::<S, V, E, 4>(simd, parts, [row, head, column, head_dim], scale, &mut out[column..column + 4 * LANES]);
-        column += 4 * LANES;
+        let end = column + 4 * LANES;
+        weigh::<S, V, E, 4>(simd, values, weights, [slot, head, column, head_dim], scale, &mut out[column..end]);
+        column = end;
     }
     while column < head_dim {
         let end = (column + LANES).min(head_dim);
-        weigh::<S, V, E, 1>(simd, parts, [row, head, column, head_dim], scale, &mut out[column..end]);
+        weigh::<S, V, E, 1>(simd, values, weights, [slot, head, column, head_dim], scale, &mut out[column..end]);
         column = end;
     }
 }
@@ -93,11 +86,11 @@ fn score<S: Simd, const V: usize, E: Element>(
     simd: S,
     query: &[[f32; LANES]],
     keys: &View<'_, E>,
-    [row, head, head_dim]: [usize; 3],
+    [slot, head, head_dim]: [usize; 3],
     scores: &mut [f32],
 ) {
     for position in 0..scores.len() {
-        let key = keys.position(row, head, position, head_dim);
+        let key = keys.position(slot, head, position, head_dim);
         let mut total = splat::<S, V>(simd, 0.0);
         for chunk in 0..query.len() {
             let key = lanes_at(simd, key, chunk * LANES);
@@ -131,21 +124,19 @@ fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [f32], count: usize) -
 #[inline(always)]
 fn weigh<S: Simd, const V: usize, E: Element, const C: usize>(
     simd: S,
-    parts: [(Option<View<'_, E>>, &[f32]); 2],
-    [row, head, column, head_dim]: [usize; 4],
+    values: &View<'_, E>,
+    weights: &[f32],
+    [slot, head, column, head_dim]: [usize; 4],
     scale: f32,
     out: &mut [f32],
 ) {
     let mut totals = [splat::<S, V>(simd, 0.0); C];
-    for (values, weights) in parts {
-        let Some(values) = values else { continue };
-        for position in 0..weights.len() {
-            let weight = splat::<S, V>(simd, weights[position]);
-            let value = values.position(row, head, position, head_dim);
-            for chunk in 0..C {
-                let value = lanes_at(simd, value, column + chunk * LANES);
-                totals[chunk] = mul_add(simd, load(simd, &value), weight, totals[chunk]);
-            }
+    for position in 0..weights.len() {
+        let weight = splat::<S, V>(simd, weights[position]);
+        let value = values.position(slot, head, position, head_dim);
+        for chunk in 0..C {
+            let value = lanes_at(simd, value, column + chunk * LANES);
+            totals[chunk] = mul_add(simd, load(simd, &value), weight, totals[chunk]);
         }
     }
     for chunk in 0..C {
