@@ -191,6 +191,15 @@ pub enum Error {
     #[error("the checkpoint does not fit the model: {}", .0.join("; "))]
     Tensors(Vec<String>),
 
+    /// A batch has as many rows that wait as it may have.
+    #[error("{waiting} rows wait already, of at most {max_waiting}")]
+    BatchFull {
+        /// Rows that wait.
+        waiting: usize,
+        /// Most that may.
+        max_waiting: usize,
+    },
+
     /// A model name that is neither a path, nor a published size, nor in the hub's cache.
     #[error("model `{name}`: {reason}")]
     ModelNotFound {

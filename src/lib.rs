@@ -1,10 +1,10 @@
 #![doc = include_str!("../README.md")]
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+pub mod batch;
 pub mod cache;
 pub mod checkpoint;
 pub mod config;
-mod contexts;
 pub mod cost;
 mod device;
 mod error;
@@ -15,6 +15,7 @@ mod memory;
 pub mod model;
 pub mod perplexity;
 pub mod prefix;
+mod runner;
 pub mod speculative;
 pub mod tokenizer;
 
@@ -28,6 +29,7 @@ pub use gpt2_burn_backends as backends;
 pub use gpt2_burn_backends::{Threads, WeightFormat};
 #[doc(inline)]
 pub use gpt2_burn_core::sampling;
+use gpt2_burn_core::schedule;
 use gpt2_burn_core::summary;
 pub use gpt2_burn_core::{Error as CoreError, ModelShape};
 pub use memory::{MemoryLimit, available_memory};

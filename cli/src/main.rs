@@ -1,6 +1,7 @@
 //! The program `gpt2`: what one does with a GPT-2 on the command line. Each command is a module: its `Args`, and `run`.
 
 mod args;
+mod bench_batch;
 mod compare;
 mod curves;
 mod generate;
@@ -36,6 +37,7 @@ enum Command {
     Curves(curves::Args),
     Math(math::Args),
     SharedPrefix(shared_prefix::Args),
+    BenchBatch(bench_batch::Args),
     Train(train::Args),
 }
 
@@ -48,6 +50,7 @@ fn main() -> ExitCode {
         Command::Curves(args) => curves::run(args, &given),
         Command::Math(args) => math::run(args, &given),
         Command::SharedPrefix(args) => shared_prefix::run(args, &given),
+        Command::BenchBatch(args) => bench_batch::run(args, &given),
         Command::Train(args) => train::run(args, &given),
     })
 }

@@ -19,6 +19,7 @@ pub mod cost;
 mod error;
 pub mod prefix;
 pub mod sampling;
+pub mod schedule;
 mod shape;
 pub mod speculative;
 pub mod summary;

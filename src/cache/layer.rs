@@ -46,6 +46,43 @@ impl LayerCache {
         });
     }
 
+    /// Adds rows behind the last one of buffers that are there, which are copied.
+    pub fn add_rows(&mut self, rows: usize) {
+        self.held = self.held.take().map(|held| {
+            let add = |buffer: Tensor<4>| {
+                let [_, heads, positions, head_dim] = buffer.dims();
+                let new = written_buffer([rows, heads, positions, head_dim], buffer.dtype(), &buffer.device());
+                Tensor::cat(vec![buffer, new], 0)
+            };
+            States { keys: add(held.keys), values: add(held.values) }
+        });
+    }
+
+    /// Writes the first `len` positions of row `from` over those of row `to`, in place.
+    pub fn copy_within(&mut self, from: usize, to: usize, len: usize) {
+        self.held = self.held.take().map(|held| {
+            let copy = |buffer: Tensor<4>| {
+                let [_, heads, _, head_dim] = buffer.dims();
+                // In memory of its own: a view would be a second reference, for which the assignment copied the buffer.
+                let row = own(buffer.clone().narrow(0, from, 1).narrow(2, 0, len));
+                buffer.slice_assign([to..to + 1, 0..heads, 0..len, 0..head_dim], row)
+            };
+            States { keys: copy(held.keys), values: copy(held.values) }
+        });
+    }
+
+    /// Writes something finite over all of a row.
+    pub fn wipe(&mut self, row: usize) {
+        self.held = self.held.take().map(|held| {
+            let wipe = |buffer: Tensor<4>| {
+                let [_, heads, positions, head_dim] = buffer.dims();
+                let clean = written_buffer([1, heads, positions, head_dim], buffer.dtype(), &buffer.device());
+                buffer.slice_assign([row..row + 1, 0..heads, 0..positions, 0..head_dim], clean)
+            };
+            States { keys: wipe(held.keys), values: wipe(held.values) }
+        });
+    }
+
     /// Makes the buffers `capacity` long, with what they hold up to `filled` in them.
     pub fn extend(&mut self, filled: usize, capacity: usize) {
         self.held = self.held.take().map(|held| States {

@@ -1,10 +1,11 @@
 //! [`KvCache`]: keys and values of the tokens that a model has seen.
 
 mod layer;
+mod rows;
 mod segment;
 mod states;
 
-use burn::tensor::{DType, Device, Int, Tensor};
+use burn::tensor::{DType, Device, Tensor};
 
 use crate::backends::AttentionMetadata;
 use crate::device::is_same_device;
@@ -261,119 +262,8 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes row `row` a copy of row `from` of another cache of the same model, which may be stored in another way.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Mismatch`] if there is no such row, or the caches are not of models of the same shape on the same device;
-    /// [`Error::CacheFull`] if the other row is longer than the capacity; [`Error::OutOfMemory`]. The cache is then as it was.
-    pub fn copy_row(&mut self, row: usize, other: &Self, from: usize) -> Result<()> {
-        for (cache, row) in [(&*self, row), (other, from)] {
-            if row >= cache.batch() {
-                return Err(Error::mismatch("row of the cache", format!("less than {}", cache.batch()), row));
-            }
-        }
-        if self.shape != other.shape || !is_same_device(&self.device, &other.device) {
-            let describe = |cache: &Self| format!("{:?} on {:?}", cache.shape, cache.device);
-            let what = "[layers, heads, width of a head, positions] of the other cache";
-            return Err(Error::mismatch(what, describe(self), describe(other)));
-        }
-        let len = other.len(from);
-        if len > self.capacity {
-            return Err(Error::CacheFull { row, tokens: len, capacity: self.capacity });
-        }
-        if self.storage == CacheStorage::Growing && len > self.longest() {
-            self.check_buffers(self.batch(), len)?;
-        }
-        let [_, heads, head_dim, _] = self.shape;
-        // Made only where a growing cache holds nothing yet.
-        let shape = [self.batch(), heads, len, head_dim];
-        let filled = self.longest();
-        let other_slot = other.slots[from];
-        for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
-            if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
-                let part = |buffer: Tensor<4>| buffer.narrow(0, other_slot, 1).narrow(2, 0, len);
-                let new = States { keys: part(keys), values: part(values) };
-                layer.write_row(self.slots[row], new.rounded(self.dtype), shape, filled);
-            }
-        }
-        self.lens[row] = len;
-        Ok(())
-    }
-
     fn longest(&self) -> usize {
         self.lens.iter().copied().max().unwrap_or(0)
-    }
-
-    /// Adds `times` copies of row `row` behind the last row.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Mismatch`] if there is no such row, or a buffer would be larger than what the device reads as one;
-    /// [`Error::OutOfMemory`]. The cache is then as it was.
-    pub fn fork(&mut self, row: usize, times: usize) -> Result<()> {
-        if row >= self.batch() {
-            return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
-        }
-        self.check_buffers(self.batch().saturating_add(times), self.positions())?;
-        let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
-        self.gather(&rows)
-    }
-
-    /// Takes row `row` out; those behind it move up. Nothing is copied, and its memory stays reserved; a growing cache, which copies
-    /// everything with each token anyhow, gives it back.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Mismatch`] if there is no such row; [`Error::OutOfMemory`] if a growing cache has no room for what it copies. The
-    /// cache is then as it was.
-    pub fn remove(&mut self, row: usize) -> Result<()> {
-        let rows = self.batch();
-        if row >= rows {
-            return Err(Error::mismatch("row of the cache", format!("less than {rows}"), row));
-        }
-        match self.storage {
-            CacheStorage::Growing if rows > 1 => {
-                self.gather(&(0..rows).filter(|&kept| kept != row).collect::<Vec<_>>())
-            }
-            CacheStorage::Growing => {
-                self.layers.fill_with(LayerCache::default);
-                (self.lens, self.slots) = (Vec::new(), Vec::new());
-                Ok(())
-            }
-            CacheStorage::Preallocated => {
-                self.lens.remove(row);
-                self.slots.remove(row);
-                Ok(())
-            }
-        }
-    }
-
-    /// Makes row `i` what row `rows[i]` was: rows can be reordered, repeated and left out.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::Mismatch`] if there is no such row, or a buffer would be larger than what the device reads as one,
-    /// [`Error::EmptyBatch`] if no row would be left; [`Error::OutOfMemory`]. The cache is then as it was.
-    pub fn gather(&mut self, rows: &[usize]) -> Result<()> {
-        if rows.is_empty() {
-            return Err(Error::EmptyBatch);
-        }
-        if let Some(&row) = rows.iter().find(|row| **row >= self.batch()) {
-            return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
-        }
-        if rows.iter().copied().eq(0..self.batch()) && self.buffer_rows() == self.batch() {
-            return Ok(());
-        }
-        self.check_buffers(rows.len(), self.positions())?;
-        let indices: Vec<i32> = rows.iter().map(|&row| self.slots[row] as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
-        for layer in &mut self.layers {
-            layer.select(&indices);
-        }
-        self.lens = rows.iter().map(|&row| self.lens[row]).collect();
-        self.slots = (0..rows.len()).collect();
-        Ok(())
     }
 
     /// Checks that `query_lens[b]` tokens can be appended to each row `b` by a model of this shape on this device.

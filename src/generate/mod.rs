@@ -1,24 +1,26 @@
 //! Generation: a request in, tokens as they are made, a report at the end.
 //!
-//! There is one loop, in [`Generation`]. Decoders differ in how they obtain the logits of the next position, and of positions
-//! behind it if something is drafted there.
+//! A [`Generation`] is a [`Batch`] of its own, whose rows come together. Decoders differ in how they obtain the logits of the next
+//! position, and of positions behind it if something is drafted there.
 
 mod decoder;
 mod generation;
 mod output;
 mod reckon;
 mod request;
-mod text;
 
+pub use crate::batch::{ContextEnd, FinishReason, Prompt, Stop, TokenLogprobs};
 pub use decoder::Decoder;
 pub use generation::Generation;
-pub use output::{Completion, FinishReason, Output, Report, TokenEvent, TokenLogprobs};
-pub use request::{ContextEnd, GenerateRequest, Prompt, Stop};
+pub use output::{Completion, Output, Report, TokenEvent};
+pub use request::GenerateRequest;
 
 use burn::tensor::DType;
 
+use crate::batch::{Batch, BatchOptions};
 use crate::prefix::{Fingerprint, Plan, PrefixCache, Prefixes};
-use crate::speculative::Draft;
+use crate::runner::RunnerConfig;
+use crate::speculative::{Draft, Speculating};
 use crate::tokenizer::Tokenizer;
 use crate::{Error, Gpt2, MemoryLimit, Result};
 
@@ -213,6 +215,47 @@ impl Generator {
     /// How tokens are computed.
     pub fn decoder(&self) -> &Decoder {
         &self.decoder
+    }
+
+    /// An empty batch, whose rows come and go while they are computed together, decoded as this generator decodes.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::Mismatch`] for options of which nothing could come, or a decoder beside something that it cannot use;
+    /// [`Error::OutOfMemory`] if the cache takes more than the generator's [limit](Self::with_memory_limit);
+    /// [`Error::NoDraft`].
+    pub fn batch(&self, options: BatchOptions) -> Result<Batch<'_>> {
+        let n_positions = self.model.config().n_positions;
+        let capacity = options.max_row_tokens.unwrap_or(n_positions);
+        if !(1..=n_positions).contains(&capacity) {
+            let expected = format!("1 to {n_positions} (n_positions)");
+            return Err(Error::mismatch("tokens of a row", expected, capacity));
+        }
+        let mut batch = self.batch_of(options, capacity, self.limit)?;
+        batch.make_cache()?;
+        Ok(batch)
+    }
+
+    /// A batch whose rows have up to `capacity` tokens.
+    fn batch_of(&self, options: BatchOptions, capacity: usize, limit: MemoryLimit) -> Result<Batch<'_>> {
+        let storage = self.decoder.storage();
+        if self.prefixes.is_some() && storage.is_none() {
+            let what = "decoder beside a cache of prefixes";
+            return Err(Error::mismatch(what, "one with keys and values", &self.decoder));
+        }
+        let (rows, dtype, prefixes) = (options.max_rows, self.cache_dtype(), self.prefixes.clone());
+        let config = RunnerConfig { storage, rows, capacity, dtype, limit, prefixes };
+        let speculating = match (&self.decoder, &self.draft) {
+            (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
+            (Decoder::Speculative(speculation), Some(draft)) => {
+                let own = draft.model().map_or(dtype, Gpt2::dtype);
+                let dtype = self.cache_dtype.unwrap_or(own);
+                let config = RunnerConfig { dtype, prefixes: self.draft_prefixes.clone(), ..config.clone() };
+                Some(Speculating::new(speculation.draft_len, draft, &self.model, config)?)
+            }
+            _ => None,
+        };
+        Batch::new(&self.model, self.tokenizer.as_ref(), config, speculating, options)
     }
 
     /// Starts on a request. Nothing is computed before the first event is asked for; dropping the iterator cancels.

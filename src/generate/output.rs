@@ -1,43 +1,10 @@
 //! What comes out.
 
-use std::fmt;
-
 use super::Decoder;
+use crate::batch::{FinishReason, TokenLogprobs};
 use crate::prefix::Sharing;
 use crate::speculative::SpeculationReport;
 use crate::summary::median;
-
-/// Why a completion ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum FinishReason {
-    /// It has `max_new_tokens` tokens.
-    Length,
-    /// The model ended the text, or a stop text occurred.
-    Stop,
-    /// The context is full.
-    Context,
-}
-
-impl fmt::Display for FinishReason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Length => "length",
-            Self::Stop => "stop",
-            Self::Context => "context",
-        })
-    }
-}
-
-/// Natural logarithms of probabilities under the model's own distribution, before any filter.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub struct TokenLogprobs {
-    /// That of the chosen token.
-    pub chosen: f64,
-    /// The likeliest tokens, likeliest first.
-    pub top: Vec<(u32, f64)>,
-}
 
 /// One token, as soon as it is there.
 #[derive(Clone, Debug, PartialEq)]

@@ -188,8 +188,8 @@ impl Sizes {
     fn cache(&self, model: &Gpt2, storage: CacheStorage, size: usize, capacity: usize) -> usize {
         let token = bytes_per_token(model, size);
         let all = product([self.rows(), capacity, token]);
-        // The prompts' rows, of which those of the samples are made.
-        let others = if self.samples > 1 { product([self.prompts, capacity, token]) } else { 0 };
+        // A row that another one takes over.
+        let others = product([capacity, token]);
         // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
         let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_prepared() { 0 } else { 2 };
         let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);

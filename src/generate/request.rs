@@ -1,74 +1,11 @@
 //! What is asked for.
 
 use super::{Generator, reckon};
+use crate::batch::request::{check_options, check_prompt};
+use crate::batch::{ContextEnd, Prompt, RowRequest, Stop};
 use crate::sampling::Sampling;
+use crate::speculative::Acceptance;
 use crate::{Error, Result};
-
-/// Where a text begins.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Prompt {
-    /// Token ids.
-    Ids(Vec<u32>),
-    /// Text, for a generator with a tokenizer.
-    Text(String),
-}
-
-impl From<Vec<u32>> for Prompt {
-    fn from(ids: Vec<u32>) -> Self {
-        Self::Ids(ids)
-    }
-}
-
-impl From<&str> for Prompt {
-    fn from(text: &str) -> Self {
-        Self::Text(text.to_owned())
-    }
-}
-
-impl From<String> for Prompt {
-    fn from(text: String) -> Self {
-        Self::Text(text)
-    }
-}
-
-/// What ends a text before its time.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Stop {
-    /// The completion ends before the first of these that occurs in it. A tokenizer that spells text in single bytes, as
-    /// SentencePiece's may, shows one that is spelled so only with the token behind it.
-    pub texts: Vec<String>,
-    /// Whether the model's end-of-text tokens are tokens like any other.
-    pub ignore_eos: bool,
-}
-
-/// What happens when a row has filled the model's positions. They are absolute, so a cache cannot slide.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum ContextEnd {
-    /// The text ends, with [`FinishReason::Context`](super::FinishReason::Context).
-    #[default]
-    Stop,
-    /// A request that could come to the end is refused before anything is computed.
-    Error,
-    /// The oldest tokens are forgotten and the rest is computed again at its new positions.
-    Slide {
-        /// Tokens that are kept, from 0 to `n_positions - 1`; none: `n_positions - 1`, nanoGPT's crop. Each slide costs a
-        /// prefill of `keep + 1` tokens and makes room for `n_positions - keep`, so nanoGPT's crop costs a prefill of
-        /// the whole context for every token.
-        keep: Option<usize>,
-    },
-}
-
-impl ContextEnd {
-    /// How many of the last tokens of a row of `tokens` stand in a context of `n_positions`, from where they are computed anew.
-    pub(super) fn window(self, tokens: usize, n_positions: usize) -> usize {
-        match self {
-            Self::Slide { keep } if tokens > n_positions => keep.unwrap_or(n_positions - 1) + 1,
-            _ => tokens,
-        }
-    }
-}
 
 /// A batch of prompts and how to go on with them.
 ///
@@ -122,32 +59,22 @@ impl GenerateRequest {
 
     /// The prompts' ids, once everything about the request has been checked.
     pub(super) fn check(&self, generator: &Generator) -> Result<Vec<Vec<u32>>> {
-        self.sampling.validate()?;
+        let config = generator.model().config();
+        check_options(&self.sampling, &self.stop, self.on_context_end, config, generator.tokenizer().is_some())?;
         if self.prompts.is_empty() {
             return Err(Error::EmptyBatch);
         }
         if self.num_samples == 0 {
             return Err(Error::mismatch("samples of each prompt", "at least 1", 0));
         }
-        if !self.stop.texts.is_empty() && generator.tokenizer().is_none() {
-            return Err(Error::NoTokenizer { what: "a stop text" });
-        }
-        if self.stop.texts.iter().any(String::is_empty) {
-            return Err(Error::mismatch("a stop text", "at least one character", "none"));
-        }
-        let n_positions = generator.model().config().n_positions;
-        if let ContextEnd::Slide { keep: Some(keep) } = self.on_context_end
-            && keep >= n_positions
-        {
-            let expected = format!("less than n_positions, {n_positions}");
-            return Err(Error::mismatch("tokens kept when the context slides", expected, keep));
-        }
+        let check =
+            |index: usize, ids: &[u32]| check_prompt(index, ids, self.max_new_tokens, self.on_context_end, config);
         // Ids as they are given, before any are copied, or made of text.
         let (mut bytes_of_ids, mut bytes_of_text) = (0_usize, 0_usize);
         for (index, prompt) in self.prompts.iter().enumerate() {
             match prompt {
                 Prompt::Ids(ids) => {
-                    self.check_prompt(index, ids, generator)?;
+                    check(index, ids)?;
                     bytes_of_ids = bytes_of_ids.saturating_add(size_of_val(&ids[..]));
                 }
                 Prompt::Text(text) => bytes_of_text = bytes_of_text.saturating_add(text.len()),
@@ -156,34 +83,24 @@ impl GenerateRequest {
         reckon::check_prompts(generator, bytes_of_ids, bytes_of_text)?;
         let checked = |(index, prompt): (usize, &Prompt)| {
             let ids = generator.prompt_ids(prompt)?;
-            self.check_prompt(index, &ids, generator).map(|()| ids)
+            check(index, &ids).map(|()| ids)
         };
         self.prompts.iter().enumerate().map(checked).collect()
     }
 
-    fn check_prompt(&self, index: usize, ids: &[u32], generator: &Generator) -> Result<()> {
-        let config = generator.model().config();
-        let (vocab_size, n_positions) = (config.vocab_size, config.n_positions);
-        if ids.is_empty() {
-            return Err(Error::EmptyPrompt { index });
+    /// What is asked of a sample of each prompt.
+    pub(super) fn row(&self, sample: usize, acceptance: Acceptance) -> RowRequest {
+        RowRequest {
+            max_new_tokens: self.max_new_tokens,
+            sampling: self.sampling,
+            seed: self.seed,
+            rng_stream: self.first_stream.wrapping_add(sample as u64),
+            stop: self.stop.clone(),
+            on_context_end: self.on_context_end,
+            acceptance,
+            keep_generated: self.keep_generated,
+            logprobs: self.logprobs,
+            ..RowRequest::new(Vec::<u32>::new())
         }
-        if let Some(position) = ids.iter().position(|&id| id as usize >= vocab_size) {
-            return Err(Error::TokenOutOfRange { id: ids[position], row: index, position, vocab_size });
-        }
-        let slides = matches!(self.on_context_end, ContextEnd::Slide { .. });
-        if ids.len() > n_positions && !slides {
-            return Err(Error::ContextOverflow { row: index, tokens: ids.len(), n_positions });
-        }
-        // The last token is never fed back: a request fits when prompt + new - 1 <= n_positions.
-        let last = ids.len().saturating_add(self.max_new_tokens.saturating_sub(1));
-        if self.on_context_end == ContextEnd::Error && last > n_positions {
-            return Err(Error::RequestTooLong {
-                prompt: index,
-                prompt_tokens: ids.len(),
-                max_new_tokens: self.max_new_tokens,
-                n_positions,
-            });
-        }
-        Ok(())
     }
 }

@@ -1,10 +1,10 @@
 //! Whether a decoder gives naive decoding's tokens.
 
-use crate::contexts::Contexts;
 use crate::generate::{GenerateRequest, Generator, Stop};
 use crate::perplexity::chunks;
+use crate::runner::{Runner, RunnerConfig, Turn};
 use crate::sampling::Sampling;
-use crate::{Error, Gpt2, Result};
+use crate::{Error, Gpt2, MemoryLimit, Result};
 
 /// Where naive decoding preferred its token to the decoder's by less than this, it is a tie: shapes change the order of
 /// sums, and with it the last digits of a logit.
@@ -205,12 +205,15 @@ fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) ->
 fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f32>> {
     let model = generator.model();
     let capacity = (prompt.len() + fed.len()).min(model.config().n_positions);
-    let mut contexts = Contexts::new(model, generator.decoder().storage(), capacity, generator.cache_dtype())?;
+    let (storage, dtype) = (generator.decoder().storage(), generator.cache_dtype());
+    let limit = MemoryLimit::system();
+    let mut runner = Runner::new(model, RunnerConfig { storage, rows: 1, capacity, dtype, limit, prefixes: None })?;
+    let row = runner.push()?;
     let text = [prompt, fed].concat();
     let mut last = Vec::new();
     for end in prompt.len()..=text.len() {
-        let logits = contexts.logits(&[&text[..end]], &[1])?;
-        last = logits.row(0).flatten().copied().collect();
+        let logits = runner.forward(&[Turn { row, tokens: &text[..end], logits: 1 }])?;
+        last = logits.row(row).flatten().copied().collect();
     }
     Ok(last)
 }

@@ -7,7 +7,8 @@ use crate::cache::KvCache;
 use crate::{Error, Result};
 
 impl Gpt2 {
-    /// What the first `layers` layers, the final norm and the head make of each row's last new token: `[batch, vocab_size]`.
+    /// What the first `layers` layers, the final norm and the head make of the last new token of each row that has one:
+    /// `[M, vocab_size]`.
     ///
     /// The cache is appended to in those layers only, and counts the tokens nevertheless: the rows have to be truncated to
     /// what they held before any other use of it.
@@ -18,9 +19,9 @@ impl Gpt2 {
         self.check_in_place()?;
         tokens.check(self)?;
         cache.check_append(&self.config, &self.device(), tokens.query_lens())?;
-        let counts = vec![1; tokens.query_lens().len()];
-        self.check_room(tokens, Some(cache), counts.len())?;
-        let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, Some(cache), layers, &counts)); // [B, d]
-        self.make_logits(hidden.ok_or(Error::EmptyBatch)?) // [B, V]
+        let counts: Vec<usize> = tokens.query_lens().iter().map(|len| *len.min(&1)).collect();
+        self.check_room(tokens, Some(cache), counts.iter().sum())?;
+        let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, Some(cache), layers, &counts)); // [M, d]
+        self.make_logits(hidden.ok_or(Error::EmptyBatch)?) // [M, V]
     }
 }

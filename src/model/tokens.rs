@@ -36,9 +36,19 @@ impl TokenBatch {
     /// [`Error::Mismatch`] if all tokens together are more than [the system](MemoryLimit::system) gives memory for or than 32 bits
     /// count.
     pub fn new<R: AsRef<[u32]>>(rows: &[R], model: &Gpt2) -> Result<Self> {
+        check_lens(rows.iter().map(|row| row.as_ref().len()))?;
+        Self::packed(rows, model)
+    }
+
+    /// As [`new`](Self::new), of rows of which some may have no new token.
+    ///
+    /// # Errors
+    ///
+    /// As [`new`](Self::new); [`Error::EmptyBatch`] if no row has one.
+    pub(crate) fn packed<R: AsRef<[u32]>>(rows: &[R], model: &Gpt2) -> Result<Self> {
         let vocab_size = model.config().vocab_size;
         let query_lens: Vec<usize> = rows.iter().map(|row| row.as_ref().len()).collect();
-        let tokens = check_lens(&query_lens)?;
+        let tokens = check_tokens(&query_lens)?;
         let mut ids = Vec::with_capacity(tokens);
         for (row, of_row) in rows.iter().enumerate() {
             for (position, &id) in of_row.as_ref().iter().enumerate() {
@@ -69,7 +79,8 @@ impl TokenBatch {
         if let Some(len) = lens.iter().find(|len| **len > time) {
             return Err(Error::mismatch("length of a row of ids", format!("at most {time}"), len));
         }
-        check_lens(lens)?;
+        check_lens(lens.iter().copied())?;
+        check_tokens(lens)?;
         let here = model.device();
         if !is_same_device(&here, &device) {
             return Err(Error::mismatch("device of the tokens", format!("{here:?}"), format!("{device:?}")));
@@ -144,15 +155,20 @@ impl TokenBatch {
     }
 }
 
-/// Checks that rows have these lengths; returns the tokens of all.
-fn check_lens(lens: &[usize]) -> Result<usize> {
-    if lens.is_empty() {
+/// Checks that there are rows, and that each has a token.
+fn check_lens(mut lens: impl ExactSizeIterator<Item = usize>) -> Result<()> {
+    if lens.len() == 0 {
         return Err(Error::EmptyBatch);
     }
-    if let Some(index) = lens.iter().position(|&len| len == 0) {
-        return Err(Error::EmptyPrompt { index });
-    }
+    lens.position(|len| len == 0).map_or(Ok(()), |index| Err(Error::EmptyPrompt { index }))
+}
+
+/// Checks that rows may have so many tokens together; returns how many.
+fn check_tokens(lens: &[usize]) -> Result<usize> {
     let tokens = lens.iter().fold(0, |tokens: usize, len| sum([tokens, *len]));
+    if tokens == 0 {
+        return Err(Error::EmptyBatch);
+    }
     MemoryLimit::system().check("ids of a batch", tokens.saturating_mul(24))?;
     if tokens > i32::MAX as usize {
         return Err(Error::mismatch("ids of a batch", format!("at most {}", i32::MAX), tokens));

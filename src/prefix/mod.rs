@@ -2,14 +2,16 @@
 
 #[cfg(feature = "files")]
 mod file;
-mod fill;
 mod fingerprint;
+mod of_model;
+mod sharing;
 mod store;
 
 #[cfg(feature = "files")]
 pub(crate) use file::Reader;
-pub use fill::Sharing;
-pub(crate) use fill::{NewCache, Prefixes};
 pub use fingerprint::Fingerprint;
+pub(crate) use gpt2_burn_core::prefix::sources;
 pub use gpt2_burn_core::prefix::{Entry, Match, Payload, Piece, Plan, RadixTree, Reuse, TreeStats};
+pub(crate) use of_model::Prefixes;
+pub use sharing::Sharing;
 pub use store::{Pin, PrefixCache};

@@ -20,13 +20,11 @@ mod ngram;
 pub(crate) mod proposer;
 mod report;
 mod script;
-pub(crate) mod verifier;
 
 use std::fmt;
 use std::sync::Arc;
 
-use burn::tensor::DType;
-use gpt2_burn_core::speculative::{Policy, RoundCost};
+use gpt2_burn_core::speculative::Policy;
 use web_time::Instant;
 
 pub use gpt2_burn_core::speculative::{Acceptance, DraftLen, Judged, best_len, expected_tokens, speedup};
@@ -34,12 +32,11 @@ pub use ngram::Ngram;
 pub use report::{PositionReport, SpeculationReport, SpeculativeStep};
 pub use script::Scripted;
 
-use crate::contexts::Contexts;
-use crate::prefix::Prefixes;
+use crate::runner::{Runner, RunnerConfig};
 use crate::sampling::{Distribution, Purpose};
-use crate::{CacheStorage, Error, Gpt2, MemoryLimit, Result};
+use crate::{CacheStorage, Error, Gpt2, Result};
 use autoregressive::{ExitProposer, ModelProposer};
-use proposer::{DraftRow, Proposal, Proposer, Rules};
+use proposer::{DraftRow, Proposal, Proposer, RowDraft};
 use script::ScriptProposer;
 
 /// How speculation is done.
@@ -151,14 +148,9 @@ impl Draft {
         }
     }
 
-    /// This source at work.
-    fn proposer<'a>(
-        &'a self,
-        target: &Gpt2,
-        storage: CacheStorage,
-        caches: DraftCaches,
-    ) -> Result<Box<dyn Proposer + 'a>> {
-        let model = |model: &'a Gpt2| ModelProposer::new(model, storage, caches);
+    /// This source at work beside `target`; a model of its own keeps what `config` says.
+    fn proposer<'a>(&'a self, target: &Gpt2, config: RunnerConfig) -> Result<Box<dyn Proposer + 'a>> {
+        let model = |model: &'a Gpt2| ModelProposer::new(model, config);
         let vocab_size = target.config().vocab_size;
         Ok(match self {
             Self::Model(draft) => Box::new(model(draft)?),
@@ -180,7 +172,7 @@ struct FunctionProposer<'a> {
 }
 
 impl Proposer for FunctionProposer<'_> {
-    fn propose(&mut self, rows: &[DraftRow<'_>], _: &Rules, _: &mut Contexts<'_>) -> Result<Vec<Vec<Proposal>>> {
+    fn propose(&mut self, rows: &[DraftRow<'_>], _: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
         let vocab_size = self.vocab_size;
         let draft = |row: &DraftRow<'_>| {
             let ids = (self.function)(row.tokens, row.len);
@@ -191,120 +183,115 @@ impl Proposer for FunctionProposer<'_> {
             };
             ids.into_iter().take(row.len).enumerate().map(check).collect()
         };
-        rows.iter().map(draft).collect()
+        Ok(rows.iter().map(draft).collect())
     }
 }
 
-/// What a draft's model keeps of rows.
-pub(crate) struct DraftCaches {
-    /// Most tokens of a row.
-    pub capacity: usize,
-    /// Element type; none: the draft's own.
-    pub dtype: Option<DType>,
-    /// What is known of rows from before.
-    pub prefixes: Option<Prefixes>,
-    /// What a cache, and a forward, may take.
-    pub limit: MemoryLimit,
-}
-
-/// Speculation at work on a generation.
+/// Speculation at work on a batch.
 pub(crate) struct Speculating<'a> {
     proposer: Box<dyn Proposer + 'a>,
-    rules: Rules,
     policy: Policy,
     /// The step that is being done.
     step: SpeculativeStep,
-    /// What it is to teach the policy.
-    cost: RoundCost,
+    /// What drafts were worth so far.
+    report: SpeculationReport,
 }
 
 impl<'a> Speculating<'a> {
-    pub fn new(
-        speculation: Speculation,
-        draft: &'a Draft,
-        rules: Rules,
-        target: &Gpt2,
-        caches: DraftCaches,
-    ) -> Result<Self> {
+    pub fn new(draft_len: DraftLen, draft: &'a Draft, target: &Gpt2, config: RunnerConfig) -> Result<Self> {
         Ok(Self {
-            proposer: draft.proposer(target, speculation.storage, caches)?,
-            rules,
-            policy: Policy::new(speculation.draft_len),
+            proposer: draft.proposer(target, config)?,
+            policy: Policy::new(draft_len),
             step: SpeculativeStep::default(),
-            cost: RoundCost { drafted: 0, draft_seconds: None, verify_seconds: 0.0 },
+            report: SpeculationReport::new(draft),
         })
     }
 
-    /// Drafts for all rows, of no more than `len` tokens each of theirs.
-    pub fn propose(
-        &mut self,
-        mut rows: Vec<DraftRow<'_>>,
-        target: &mut Contexts<'_>,
-        report: &mut SpeculationReport,
-    ) -> Result<Vec<Vec<Proposal>>> {
+    /// Drafts for these rows, of no more than `len` tokens each of theirs.
+    pub fn propose(&mut self, mut rows: Vec<DraftRow<'_>>, target: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
         let started = Instant::now();
         let wanted = self.policy.next_len();
         rows.iter_mut().for_each(|row| row.len = row.len.min(wanted));
-        let before = self.proposer.computed().tokens;
-        let drafts = match rows.iter().all(|row| row.len == 0) {
-            true => vec![Vec::new(); rows.len()],
-            false => self.proposer.propose(&rows, &self.rules, target)?,
-        };
-        let longest = drafts.iter().map(Vec::len).max().unwrap_or(0);
-        drafts.iter().for_each(|draft| report.note_draft(draft.len()));
-        let draft_seconds = started.elapsed().as_secs_f64();
-        self.step = SpeculativeStep { longest_draft: longest, draft_seconds, ..SpeculativeStep::default() };
-        report.draft_computed_tokens = self.proposer.computed().tokens;
-        // A token for each that it proposes, and one that it missed if all were accepted; else it had to catch up.
-        let is_usual = report.draft_computed_tokens - before <= rows.len() * (longest + 1);
-        self.cost =
-            RoundCost { drafted: longest, draft_seconds: is_usual.then_some(draft_seconds), verify_seconds: 0.0 };
+        let drafting: Vec<DraftRow<'_>> = rows.iter().filter(|row| row.len > 0).copied().collect();
+        self.proposer.prefill(&drafting)?;
+        let prefilled = started.elapsed();
+        let mut proposed = match drafting.is_empty() {
+            true => Vec::new(),
+            false => self.proposer.propose(&drafting, target)?,
+        }
+        .into_iter();
+        let drafts = rows.iter().map(|row| if row.len > 0 { proposed.next() } else { None });
+        let drafts: Vec<RowDraft> = drafts.map(|draft| draft.unwrap_or_else(|| Ok(Vec::new()))).collect();
+        let lens = drafts.iter().map(|draft| draft.as_ref().map_or(0, Vec::len));
+        let longest_draft = lens.clone().max().unwrap_or(0);
+        lens.for_each(|len| self.report.note_draft(len));
+        let elapsed = started.elapsed();
+        self.step =
+            SpeculativeStep { longest_draft, draft_seconds: elapsed.as_secs_f64(), ..SpeculativeStep::default() };
+        self.policy.note_draft(longest_draft, (elapsed - prefilled).as_secs_f64());
+        self.report.draft_computed_tokens = self.proposer.computed_tokens();
         Ok(drafts)
     }
 
-    pub fn note_verified(&mut self, seconds: f64) {
-        self.step.verify_seconds = seconds;
-        self.cost.verify_seconds = seconds;
-        self.policy.note_round(self.cost);
+    /// Notes that a row computes its context anew, without a draft.
+    pub fn note_slide(&mut self) {
+        self.report.note_draft(0);
     }
 
-    /// Judges the token at a place of a draft.
+    /// Notes what the target's forward over the drafts took, and whether there was nothing else in it.
+    pub fn note_verified(&mut self, seconds: f64, is_usual: bool) {
+        self.step.verify_seconds = seconds;
+        if is_usual {
+            self.policy.note_verified(self.step.longest_draft, seconds);
+        }
+    }
+
+    /// Judges the token at a place of a row's draft.
     pub fn judge(
         &mut self,
+        acceptance: Acceptance,
         position: usize,
         proposal: &Proposal,
         target: &Distribution,
         random: impl Fn(Purpose) -> f64,
-        report: &mut SpeculationReport,
     ) -> Judged {
-        let judged = self.rules.acceptance.judge(target, &proposal.distribution, proposal.id, random);
+        let judged = acceptance.judge(target, &proposal.distribution, proposal.id, random);
         self.policy.note_judged(judged.accepted);
-        report.note_judged(position, judged.accepted);
+        self.report.note_judged(position, judged.accepted);
         judged
     }
 
-    pub fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
-        self.proposer.truncate(row, len)
+    pub fn push(&mut self) -> Result<()> {
+        self.proposer.push()
+    }
+
+    pub fn wipe(&mut self, row: usize) {
+        self.proposer.wipe(row);
     }
 
     pub fn remove(&mut self, row: usize) -> Result<()> {
         self.proposer.remove(row)
     }
 
-    /// Keeps what is known of a row for rows to come.
-    pub fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
-        self.proposer.keep(row, window)
+    /// Puts what is known of a row into the cache of prefixes.
+    pub fn insert(&self, row: usize, window: &[u32]) -> Result<()> {
+        self.proposer.insert(row, window)
     }
 
     pub fn kv_bytes(&self) -> usize {
         self.proposer.kv_bytes()
     }
 
+    /// What drafts were worth so far.
+    pub fn report(&self) -> &SpeculationReport {
+        &self.report
+    }
+
     /// Notes the step that was done, which took `seconds` and gave `tokens`.
-    pub fn note_step(&mut self, seconds: f64, tokens: usize, report: &mut SpeculationReport) {
+    pub fn note_step(&mut self, seconds: f64, tokens: usize) {
         self.step.rest_seconds = (seconds - self.step.draft_seconds - self.step.verify_seconds).max(0.0);
-        report.steps.push(self.step);
-        report.tokens += tokens;
-        report.drafting_loses = self.policy.lost();
+        self.report.steps.push(self.step);
+        self.report.tokens += tokens;
+        self.report.drafting_loses = self.policy.lost();
     }
 }

@@ -1,8 +1,8 @@
 //! Prompt lookup: what followed the last time the text went like this.
 
-use super::proposer::{DraftRow, Proposal, Proposer, Rules};
+use super::proposer::{DraftRow, Proposal, Proposer, RowDraft};
 use crate::Result;
-use crate::contexts::Contexts;
+use crate::runner::Runner;
 
 /// Drafts that are copied from the text itself (Saxena, *Prompt Lookup Decoding*, 2023): the longest end of the text, of
 /// `longest` to `shortest` tokens, that occurred before is looked up, at its latest place, and what followed it there is
@@ -62,8 +62,9 @@ impl Ngram {
 }
 
 impl Proposer for Ngram {
-    fn propose(&mut self, rows: &[DraftRow<'_>], _: &Rules, _: &mut Contexts<'_>) -> Result<Vec<Vec<Proposal>>> {
-        let draft = |row: &DraftRow<'_>| self.draft(row.tokens, row.len).into_iter().map(Proposal::certain).collect();
+    fn propose(&mut self, rows: &[DraftRow<'_>], _: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
+        let draft =
+            |row: &DraftRow<'_>| Ok(self.draft(row.tokens, row.len).into_iter().map(Proposal::certain).collect());
         Ok(rows.iter().map(draft).collect())
     }
 }

@@ -1,7 +1,7 @@
-//! [`Proposer`]: a source of drafts at work on the rows of a generation.
+//! [`Proposer`]: a source of drafts at work on the rows of a batch.
 
 use super::Acceptance;
-use crate::contexts::{Computed, Contexts};
+use crate::runner::Runner;
 use crate::sampling::{Distribution, Sampling, uniform};
 use crate::{Error, Result};
 
@@ -19,13 +19,17 @@ impl Proposal {
     }
 }
 
-/// A row that can get a draft.
+/// A row that can get a draft, and how its tokens are drawn and judged.
 #[derive(Clone, Copy)]
 pub struct DraftRow<'a> {
+    /// Which row of the target's runner it is.
+    pub row: usize,
     pub prompt_index: usize,
     pub sample: usize,
-    /// The row's random stream.
-    pub stream: u64,
+    pub sampling: Sampling,
+    pub seed: u64,
+    pub rng_stream: u64,
+    pub acceptance: Acceptance,
     /// The prompt and what follows it; the target has not seen the last of them.
     pub tokens: &'a [u32],
     pub prompt_tokens: usize,
@@ -40,61 +44,56 @@ impl<'a> DraftRow<'a> {
     pub fn window(&self) -> &'a [u32] {
         &self.tokens[self.window_start..]
     }
-}
 
-/// How tokens are drawn and judged.
-#[derive(Clone, Copy)]
-pub struct Rules {
-    pub sampling: Sampling,
-    pub seed: u64,
-    pub acceptance: Acceptance,
-}
-
-impl Rules {
     /// Draws the token behind `text`, the row's text with what was proposed so far, from a draft model's logits. It goes
     /// through the target's filters: what those would drop need not be proposed.
-    pub fn draw(&self, row: &DraftRow<'_>, text: &[u32], logits: &[f32]) -> Result<Proposal> {
+    pub fn draw(&self, text: &[u32], logits: &[f32]) -> Result<Proposal> {
         let position = text.len();
         let distribution = self.sampling.distribution(logits, text).map_err(|_| Error::DraftNotFinite {
-            prompt: row.prompt_index,
-            sample: row.sample,
+            prompt: self.prompt_index,
+            sample: self.sample,
             position,
         })?;
         let purpose = self.acceptance.draft_purpose();
-        let id = distribution.sample(uniform(self.seed, row.stream, position as u64, purpose));
+        let id = distribution.sample(uniform(self.seed, self.rng_stream, position as u64, purpose));
         Ok(Proposal { id, distribution })
     }
 }
 
-/// A source of drafts at work. Rows are numbered as the target's contexts are.
-pub trait Proposer: Send {
-    /// Proposes up to `rows[b].len` tokens for each row. A source may use the target's contexts, and leaves them with the
-    /// lengths that it found.
-    fn propose(
-        &mut self,
-        rows: &[DraftRow<'_>],
-        rules: &Rules,
-        target: &mut Contexts<'_>,
-    ) -> Result<Vec<Vec<Proposal>>>;
+/// What is proposed for a row; or why there can be nothing, which ends that row and no other.
+pub type RowDraft = Result<Vec<Proposal>>;
 
-    /// Forgets what is known of a row's window behind its first `len` tokens.
-    fn truncate(&mut self, _row: usize, _len: usize) -> Result<()> {
+/// A source of drafts at work. Its rows are those of the target's runner.
+pub trait Proposer: Send {
+    /// Computes what a model of its own lacks of the texts of rows that want a draft, before their newest tokens.
+    fn prefill(&mut self, _rows: &[DraftRow<'_>]) -> Result<()> {
         Ok(())
     }
+
+    /// Proposes up to `rows[i].len` tokens for each of these rows. A source may use the target's runner, and leaves it as it was.
+    fn propose(&mut self, rows: &[DraftRow<'_>], target: &mut Runner<'_>) -> Result<Vec<RowDraft>>;
+
+    /// Adds a row behind the last one.
+    fn push(&mut self) -> Result<()> {
+        Ok(())
+    }
+
+    /// Forgets a row whose numbers are none.
+    fn wipe(&mut self, _row: usize) {}
 
     /// Takes row `row` out; those behind it move up.
     fn remove(&mut self, _row: usize) -> Result<()> {
         Ok(())
     }
 
-    /// Keeps what a model of its own knows of a row for rows to come, if there is a cache of prefixes.
-    fn keep(&self, _row: usize, _window: &[u32]) -> Result<()> {
+    /// Puts what a model of its own knows of a row into the cache of prefixes, if there is one.
+    fn insert(&self, _row: usize, _window: &[u32]) -> Result<()> {
         Ok(())
     }
 
-    /// What has gone through a model of its own.
-    fn computed(&self) -> Computed {
-        Computed::default()
+    /// Tokens that have gone through a model of its own.
+    fn computed_tokens(&self) -> usize {
+        0
     }
 
     /// Bytes that a cache of its own has reserved.

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::autoregressive::ModelProposer;
-use super::proposer::{DraftRow, Proposal, Proposer, Rules};
-use crate::contexts::{Computed, Contexts};
+use super::proposer::{DraftRow, Proposal, Proposer, RowDraft};
+use crate::runner::Runner;
 use crate::sampling::{Purpose, uniform};
 use crate::{Gpt2, Result};
 
@@ -38,14 +38,14 @@ pub struct ScriptProposer<'a> {
 
 impl ScriptProposer<'_> {
     /// The token behind `text`.
-    fn token(&self, row: &DraftRow<'_>, text: &[u32], seed: u64) -> Proposal {
+    fn token(&self, row: &DraftRow<'_>, text: &[u32]) -> Proposal {
         let scripted =
             self.script.texts.get(row.prompt_index).and_then(|script| script.get(text.len() - row.prompt_tokens));
         let id = scripted.copied().unwrap_or(0);
         // Rows of a batch have the same stream: their prompts make them differ.
         let prompt = row.tokens[..row.prompt_tokens].iter();
-        let stream = prompt.fold(row.stream, |hash, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
-        let agrees = uniform(seed, stream, text.len() as u64, Purpose::Draft) < self.script.agreement;
+        let stream = prompt.fold(row.rng_stream, |hash, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
+        let agrees = uniform(row.seed, stream, text.len() as u64, Purpose::Draft) < self.script.agreement;
         Proposal::certain(if agrees { id } else { (id + 1) % self.vocab_size as u32 })
     }
 
@@ -57,43 +57,53 @@ impl ScriptProposer<'_> {
 }
 
 impl Proposer for ScriptProposer<'_> {
-    fn propose(&mut self, rows: &[DraftRow<'_>], rules: &Rules, _: &mut Contexts<'_>) -> Result<Vec<Vec<Proposal>>> {
+    fn prefill(&mut self, rows: &[DraftRow<'_>]) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), |model| model.prefill(rows))
+    }
+
+    fn propose(&mut self, rows: &[DraftRow<'_>], _: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
         let mut rows = rows.to_vec();
         rows.iter_mut().for_each(|row| row.len = row.len.min(self.left(row)));
         let Some(mut model) = self.model.take() else {
             let draft = |row: &DraftRow<'_>| {
                 let mut text = row.tokens.to_vec();
                 let token = |_| {
-                    let proposal = self.token(row, &text, rules.seed);
+                    let proposal = self.token(row, &text);
                     text.push(proposal.id);
                     proposal
                 };
-                (0..row.len).map(token).collect()
+                Ok((0..row.len).map(token).collect())
             };
             return Ok(rows.iter().map(draft).collect());
         };
         let drafts = model.propose_with(&rows, |row, text, logits| {
-            rules.draw(row, text, logits)?; // what a draft would do
-            Ok(self.token(row, text, rules.seed))
+            row.draw(text, logits)?; // what a draft would do
+            Ok(self.token(row, text))
         });
         self.model = Some(model);
         drafts
     }
 
-    fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
-        self.model.as_mut().map_or(Ok(()), |model| model.truncate(row, len))
+    fn push(&mut self) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), Proposer::push)
+    }
+
+    fn wipe(&mut self, row: usize) {
+        if let Some(model) = &mut self.model {
+            model.wipe(row);
+        }
     }
 
     fn remove(&mut self, row: usize) -> Result<()> {
         self.model.as_mut().map_or(Ok(()), |model| model.remove(row))
     }
 
-    fn keep(&self, row: usize, window: &[u32]) -> Result<()> {
-        self.model.as_ref().map_or(Ok(()), |model| model.keep(row, window))
+    fn insert(&self, row: usize, window: &[u32]) -> Result<()> {
+        self.model.as_ref().map_or(Ok(()), |model| model.insert(row, window))
     }
 
-    fn computed(&self) -> Computed {
-        self.model.as_ref().map_or_else(Computed::default, Proposer::computed)
+    fn computed_tokens(&self) -> usize {
+        self.model.as_ref().map_or(0, Proposer::computed_tokens)
     }
 
     fn kv_bytes(&self) -> usize {

@@ -1,6 +1,7 @@
 //! What the library does, one module a subject: one binary, since linking burn takes longer than most of these tests.
 
 mod bad_input;
+mod batch;
 mod cache;
 mod common;
 mod cost;

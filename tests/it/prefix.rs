@@ -138,8 +138,11 @@ fn what_prompts_share_is_computed_once() {
     let parting = [[&long[..10], &[40, 41]].concat(), [&long[..6], &[50]].concat(), [&long[..10], &[42]].concat()];
     let disjoint = [vec![1, 2, 3], vec![4, 5], vec![6]];
     for storage in STORAGES {
-        // All of the longest, and the last token of each that it begins with, once more.
-        for (prompts, computed) in [(&nested[..], 14 + 2), (&identical, 8), (&parting, 10 + 2 + 1 + 1), (&disjoint, 6)]
+        // Of what begins with another one, only what comes then; of one that a longer one begins with, the last token once more.
+        let mut turned = nested.clone();
+        turned.reverse();
+        for (prompts, computed) in
+            [(&nested[..], 14), (&turned, 14 + 2), (&identical, 8), (&parting, 10 + 2 + 1 + 1), (&disjoint, 6)]
         {
             let prefixes = PrefixCache::new(ROOM);
             let shared = with_prefixes(&model(), storage, &prefixes);

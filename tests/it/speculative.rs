@@ -450,7 +450,7 @@ fn the_report_says_what_was_done() {
     let mut generation = generator.generate(&greedy(&prompts(), 12)).unwrap();
     assert_eq!(generation.report().speculation.as_ref().unwrap().rounds, 0);
     generation.by_ref().for_each(|event| drop(event.unwrap()));
-    let report = generation.report().clone();
+    let report = generation.report();
     let speculation = report.speculation.clone().unwrap();
     assert_eq!((speculation.draft.as_str(), speculation.tokens), ("model", 3 * 11));
     assert_eq!(speculation.steps.len(), report.step_seconds.len());

@@ -50,7 +50,7 @@ pub fn print_stream(
         }
         finished[index] |= event.finish.is_some();
     }
-    Ok(generation.report().clone())
+    Ok(generation.report())
 }
 
 /// How fast it was, in words.

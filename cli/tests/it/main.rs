@@ -1,6 +1,7 @@
 //! The program `gpt2` as a user runs it.
 
 mod bad_input;
+mod bench_batch;
 mod compare;
 mod curves;
 mod generate;

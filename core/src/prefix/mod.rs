@@ -2,8 +2,10 @@
 
 mod plan;
 mod reuse;
+mod sources;
 mod tree;
 
 pub use plan::{Piece, Plan};
 pub use reuse::Reuse;
+pub use sources::{Source, sources};
 pub use tree::{Entry, Match, Payload, RadixTree, TreeStats};

@@ -4,4 +4,4 @@ mod acceptance;
 mod policy;
 
 pub use acceptance::{Acceptance, Judged};
-pub use policy::{DraftLen, Policy, RoundCost, best_len, expected_tokens, speedup};
+pub use policy::{DraftLen, Policy, best_len, expected_tokens, speedup};

@@ -108,17 +108,6 @@ impl Recent {
     }
 }
 
-/// What a round took.
-#[derive(Clone, Copy, Debug)]
-pub struct RoundCost {
-    /// Length of the longest draft.
-    pub drafted: usize,
-    /// None where the source had more to do than to draft, as at first.
-    pub draft_seconds: Option<f64>,
-    /// Of the target's forward over the drafts.
-    pub verify_seconds: f64,
-}
-
 /// Decides how long drafts are.
 #[derive(Clone, Debug)]
 pub struct Policy {
@@ -193,13 +182,17 @@ impl Policy {
         self.rejected = DECAY * self.rejected + 1.0 - judged;
     }
 
-    /// Learns what a round took.
-    pub fn note_round(&mut self, cost: RoundCost) {
-        if let (Some(seconds), 1..) = (cost.draft_seconds, cost.drafted) {
-            self.draft.note(seconds / cost.drafted as f64);
+    /// Learns what drafts of up to `len` tokens took, apart from what the source had to catch up with first.
+    pub fn note_draft(&mut self, len: usize, seconds: f64) {
+        if len > 0 {
+            self.draft.note(seconds / len as f64);
         }
-        if let Some(verify) = self.verify.get_mut(cost.drafted) {
-            verify.note(cost.verify_seconds);
+    }
+
+    /// Learns what the target's forward over drafts of up to `len` tokens took.
+    pub fn note_verified(&mut self, len: usize, seconds: f64) {
+        if let Some(verify) = self.verify.get_mut(len) {
+            verify.note(seconds);
         }
     }
 
@@ -290,11 +283,8 @@ mod tests {
             if accepted < len {
                 policy.note_judged(false);
             }
-            policy.note_round(RoundCost {
-                drafted: len,
-                draft_seconds: (len > 0).then_some(len as f64 * c),
-                verify_seconds: 1.0 + slope * len as f64,
-            });
+            policy.note_draft(len, len as f64 * c);
+            policy.note_verified(len, 1.0 + slope * len as f64);
             lens.push(len);
         }
         (lens, policy)
@@ -327,7 +317,8 @@ mod tests {
         let mut policy = Policy::new(DraftLen::Fixed(7));
         for _ in 0..5 {
             assert_eq!(policy.next_len(), 7);
-            policy.note_round(RoundCost { drafted: 7, draft_seconds: Some(100.0), verify_seconds: 1.0 });
+            policy.note_draft(7, 100.0);
+            policy.note_verified(7, 1.0);
             policy.note_judged(false);
         }
     }
@@ -336,8 +327,8 @@ mod tests {
         #[test]
         fn costs_between_measured_ones_are_between_them(one in 0.1..10.0_f64, other in 0.1..10.0_f64, at in 1_usize..LONGEST) {
             let mut policy = Policy::new(DraftLen::Auto);
-            policy.note_round(RoundCost { drafted: 0, draft_seconds: None, verify_seconds: one });
-            policy.note_round(RoundCost { drafted: LONGEST, draft_seconds: None, verify_seconds: other });
+            policy.note_verified(0, one);
+            policy.note_verified(LONGEST, other);
             let (low, high) = (one.min(other), one.max(other));
             prop_assert!((low - 1e-9..=high + 1e-9).contains(&policy.verify_seconds(at)));
         }

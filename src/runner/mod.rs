@@ -1,0 +1,267 @@
+//! [`Runner`]: one model at work on rows, with the cache of what it has computed of them.
+//!
+//! Everything that decodes goes through [`Runner::forward`]: prompts, plain steps, verification of drafts, and draft models. A
+//! runner remembers which tokens its cache holds of each row; so whoever wants logits says what a row's tokens are, and what of
+//! them is not known is computed: nothing has to be cut back where a draft was wrong, or emptied where a context slides.
+
+mod logits;
+mod multi_step;
+mod prefill;
+
+use burn::tensor::{DType, Tensor};
+
+use crate::model::RunAhead;
+use crate::prefix::Prefixes;
+use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, MemoryLimit, Result, TokenBatch};
+pub use logits::RowLogits;
+pub use prefill::Pending;
+
+/// What a runner keeps of rows.
+#[derive(Clone, Debug)]
+pub struct RunnerConfig {
+    /// How keys and values are stored; none: nothing is kept, and each forward computes all tokens of a row.
+    pub storage: Option<CacheStorage>,
+    /// Rows for which there is room from the start.
+    pub rows: usize,
+    /// Most tokens of a row.
+    pub capacity: usize,
+    /// Element type of keys and values.
+    pub dtype: DType,
+    /// What a cache, and a forward, may take.
+    pub limit: MemoryLimit,
+    /// What is known of rows from before.
+    pub prefixes: Option<Prefixes>,
+}
+
+/// One model at work on rows.
+pub struct Runner<'a> {
+    model: &'a Gpt2,
+    config: RunnerConfig,
+    /// Made with the first forward, so that what it costs is a part of what that costs.
+    cache: Option<KvCache>,
+    /// The tokens of each row that are computed, from its context's start on.
+    held: Vec<Vec<u32>>,
+    /// Rows that are decoded without waiting; what changes the cache's buffers ends that.
+    ahead: Option<RunAhead>,
+    /// Whether the device has not failed at capturing yet.
+    may_capture: bool,
+    computed_tokens: usize,
+}
+
+/// What a forward does for a row.
+#[derive(Clone, Copy, Debug)]
+pub struct Turn<'t> {
+    /// The row.
+    pub row: usize,
+    /// Its tokens from the start of its context up to the last that is computed now.
+    pub tokens: &'t [u32],
+    /// Behind how many of the last of them logits are wanted.
+    pub logits: usize,
+}
+
+impl<'a> Runner<'a> {
+    /// Without rows.
+    pub fn new(model: &'a Gpt2, config: RunnerConfig) -> Result<Self> {
+        if config.storage.is_some() && model.is_deterministic() && config.dtype != DType::F32 {
+            let what = "element type of the cache in the deterministic mode";
+            return Err(Error::mismatch(what, "F32", format!("{:?}", config.dtype)));
+        }
+        let prefixes = config.prefixes.map(|prefixes| prefixes.now());
+        Ok(Self {
+            model,
+            config: RunnerConfig { prefixes, ..config },
+            cache: None,
+            held: Vec::new(),
+            ahead: None,
+            may_capture: true,
+            computed_tokens: 0,
+        })
+    }
+
+    /// The model.
+    pub fn model(&self) -> &'a Gpt2 {
+        self.model
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.held.len()
+    }
+
+    /// Most tokens of a row.
+    pub fn capacity(&self) -> usize {
+        self.config.capacity
+    }
+
+    /// How many of the first of these tokens are known of a row.
+    pub fn known(&self, row: usize, tokens: &[u32]) -> usize {
+        common(&self.held[row], tokens)
+    }
+
+    /// Tokens that have gone through the model.
+    pub fn computed_tokens(&self) -> usize {
+        self.computed_tokens
+    }
+
+    /// Bytes that the cache has reserved.
+    pub fn kv_bytes(&self) -> usize {
+        self.cache.as_ref().map_or(0, |cache| cache.bytes().reserved)
+    }
+
+    /// Adds an empty row behind the last one; returns which it is.
+    pub fn push(&mut self) -> Result<usize> {
+        self.ahead = None;
+        if let Some(cache) = &mut self.cache {
+            cache.push()?;
+        }
+        self.held.push(Vec::new());
+        Ok(self.held.len() - 1)
+    }
+
+    /// Takes a row out; those behind it move up.
+    pub fn remove(&mut self, row: usize) -> Result<()> {
+        self.ahead = None;
+        if let Some(cache) = &mut self.cache {
+            cache.remove(row)?;
+        }
+        self.held.remove(row);
+        Ok(())
+    }
+
+    /// Forgets a row whose numbers are none.
+    pub fn wipe(&mut self, row: usize) {
+        self.ahead = None;
+        if let Some(cache) = &mut self.cache {
+            cache.wipe(row);
+        }
+        self.held[row].clear();
+    }
+
+    /// Makes what is known of row `to` the first `tokens` that are known of row `from`.
+    pub fn copy(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
+        self.ahead = None;
+        if let Some(cache) = &mut self.cache {
+            cache.copy_prefix(from, to, tokens)?;
+        }
+        self.held[to] = self.held[from][..tokens].to_vec();
+        Ok(())
+    }
+
+    /// Computes what is not known of these rows, each named once; returns the logits that are wanted, by row. If it fails, all
+    /// rows are as they were, or know less.
+    pub fn forward(&mut self, turns: &[Turn<'_>]) -> Result<RowLogits> {
+        if self.config.storage.is_none() {
+            return self.forward_naive(turns);
+        }
+        self.ahead = None;
+        self.make_cache()?;
+        let starts = turns.iter().map(|turn| {
+            let start = turn.tokens.len().saturating_sub(turn.logits);
+            self.known(turn.row, turn.tokens).min(start)
+        });
+        let starts: Vec<usize> = starts.collect();
+        for (turn, &start) in turns.iter().zip(&starts) {
+            self.truncate(turn.row, start)?;
+        }
+        let (mut new, mut counts): (Vec<&[u32]>, _) = (vec![&[]; self.rows()], vec![0; self.rows()]);
+        for (turn, &start) in turns.iter().zip(&starts) {
+            (new[turn.row], counts[turn.row]) = (&turn.tokens[start..], turn.logits);
+        }
+        let logits = self.compute(&new, &counts)?;
+        for (turn, &start) in turns.iter().zip(&starts) {
+            self.held[turn.row].extend_from_slice(&turn.tokens[start..]);
+        }
+        self.computed_tokens += new.iter().map(|new| new.len()).sum::<usize>();
+        Ok(logits)
+    }
+
+    /// Appends new tokens to the rows of the cache.
+    fn compute(&mut self, new: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
+        let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
+        if new.iter().all(|new| new.is_empty()) {
+            return Ok(RowLogits::default());
+        }
+        let tokens = TokenBatch::packed(new, self.model)?;
+        if counts.iter().all(|count| *count == 0) {
+            self.model.prefill(&tokens, cache)?;
+            return Ok(RowLogits::default());
+        }
+        let logits = self.model.forward(&tokens, cache, Logits::Counts(counts))?; // [M, V]
+        self.on_host(logits, counts)
+    }
+
+    /// Computes all tokens of the rows whose logits are wanted, and keeps nothing.
+    fn forward_naive(&mut self, turns: &[Turn<'_>]) -> Result<RowLogits> {
+        let wanted: Vec<&Turn<'_>> = turns.iter().filter(|turn| turn.logits > 0).collect();
+        let mut logits = RowLogits::default();
+        if !wanted.is_empty() {
+            let (config, device, dtype) = (self.model.config(), self.model.device(), self.model.dtype());
+            let (capacity, growing) = (config.n_positions, CacheStorage::Growing);
+            let limit = self.config.limit;
+            let mut cache = KvCache::new_within(config, growing, wanted.len(), capacity, dtype, &device, limit)?;
+            let rows: Vec<&[u32]> = wanted.iter().map(|turn| turn.tokens).collect();
+            let of_turns: Vec<usize> = wanted.iter().map(|turn| turn.logits).collect();
+            let tokens = TokenBatch::new(&rows, self.model)?;
+            let values = self.model.forward(&tokens, &mut cache, Logits::Counts(&of_turns))?; // [M, V]
+            logits = self.on_host(values, &of_turns)?.of_rows(wanted.iter().map(|turn| turn.row));
+            self.computed_tokens += rows.iter().map(|row| row.len()).sum::<usize>();
+        }
+        // As if they were kept: what is to be computed next is told from that.
+        turns.iter().for_each(|turn| self.held[turn.row] = turn.tokens.to_vec());
+        Ok(logits)
+    }
+
+    /// Forgets what is known of a row beside these tokens, and the last of them, so that the first layers can go on from there: see
+    /// [`exit_forward`](Self::exit_forward).
+    pub fn begin_exit(&mut self, row: usize, tokens: &[u32]) -> Result<()> {
+        let known = self.known(row, tokens).min(tokens.len().saturating_sub(1));
+        self.truncate(row, known)
+    }
+
+    /// Logits behind the last token of each turn that the model's first `layers` layers and its head give.
+    ///
+    /// The keys and values of what they compute are in those layers of the cache only. So none of it is known afterwards, but for
+    /// the next call of this, which goes on from there.
+    pub fn exit_forward(&mut self, turns: &[Turn<'_>], layers: usize) -> Result<RowLogits> {
+        self.ahead = None;
+        let rows = self.rows();
+        let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
+        let mut new: Vec<&[u32]> = vec![&[]; rows];
+        turns.iter().for_each(|turn| new[turn.row] = &turn.tokens[cache.len(turn.row).min(turn.tokens.len())..]);
+        let counts: Vec<usize> = new.iter().map(|new| new.len().min(1)).collect();
+        let logits = self.model.forward_exit(&TokenBatch::packed(&new, self.model)?, cache, layers)?; // [M, V]
+        self.on_host(logits, &counts)
+    }
+
+    fn on_host(&self, logits: Tensor<2>, counts: &[usize]) -> Result<RowLogits> {
+        let values = logits.try_into_vec_as().map_err(|error| Error::Execution(error.to_string()))?;
+        Ok(RowLogits::new(values, self.model.config().vocab_size, counts))
+    }
+
+    /// Makes the cache now, and not with the first forward.
+    pub fn make_cache(&mut self) -> Result<()> {
+        let RunnerConfig { storage: Some(storage), rows, capacity, dtype, limit, .. } = self.config else {
+            return Ok(());
+        };
+        if self.cache.is_none() {
+            let (config, device) = (self.model.config(), self.model.device());
+            let rows = rows.max(self.rows());
+            let mut cache = KvCache::new_within(config, storage, rows, capacity, dtype, &device, limit)?;
+            cache.remove_all();
+            self.held.iter().try_for_each(|_| cache.push())?;
+            self.cache = Some(cache);
+        }
+        Ok(())
+    }
+
+    /// Forgets what is known of a row behind its first `len` tokens.
+    fn truncate(&mut self, row: usize, len: usize) -> Result<()> {
+        self.held[row].truncate(len);
+        self.cache.as_mut().map_or(Ok(()), |cache| cache.truncate(row, len.min(cache.len(row))))
+    }
+}
+
+/// How many tokens both begin with.
+fn common(one: &[u32], other: &[u32]) -> usize {
+    one.iter().zip(other).take_while(|(one, other)| one == other).count()
+}

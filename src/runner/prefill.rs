@@ -1,0 +1,110 @@
+//! The room for prefill: what rows lack of their tokens is looked up, taken from each other, and computed once.
+
+use super::{Runner, Turn, common};
+use crate::prefix::{Reuse, sources};
+use crate::{KvCache, Result};
+
+/// A row that lacks some of its tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Pending<'t> {
+    /// The row.
+    pub row: usize,
+    /// All tokens that stand in its context.
+    pub tokens: &'t [u32],
+}
+
+impl Runner<'_> {
+    /// Looks a row's tokens up in the cache of prefixes, all but the last `spare`; takes what is there, if it is more than is known
+    /// of them already.
+    pub fn look_up(&mut self, row: usize, tokens: &[u32], spare: usize) -> Result<()> {
+        let Some(prefixes) = self.config.prefixes.clone() else { return Ok(()) };
+        let lease = prefixes.take(tokens, tokens.len().saturating_sub(spare));
+        if lease.tokens() <= self.known(row, tokens) {
+            return Ok(());
+        }
+        self.ahead = None;
+        self.make_cache()?;
+        self.truncate(row, 0)?;
+        let Some(cache) = &mut self.cache else { return Ok(()) };
+        let mut parts = vec![Vec::new(); cache.batch()];
+        let found = lease.tokens();
+        parts[row].clone_from(&lease.parts);
+        cache.append_segments(&parts)?;
+        self.held[row] = tokens[..found].to_vec();
+        Ok(())
+    }
+
+    /// Lets rows, in the order of their arrival, take what others have computed of their tokens, all but the last `spare`; says of
+    /// each whether it has to wait for what another one will compute.
+    ///
+    /// With a cache of prefixes, what two rows begin with is computed by the first of them; without one, or in its
+    /// [exact](Reuse::Exact) way, equal rows are one.
+    pub fn share(&mut self, pending: &[Pending<'_>], spare: usize) -> Result<Vec<bool>> {
+        let reuse = self.config.prefixes.as_ref().map_or(Reuse::Exact, |prefixes| prefixes.cache().reuse());
+        if pending.is_empty() || self.rows() < 2 {
+            return Ok(vec![false; pending.len()]);
+        }
+        let mut is_pending = vec![false; self.rows()];
+        pending.iter().for_each(|pending| is_pending[pending.row] = true);
+        let others = (0..self.rows()).filter(|&row| !is_pending[row]);
+        let rows: Vec<usize> = others.chain(pending.iter().map(|pending| pending.row)).collect();
+        let first = rows.len() - pending.len();
+        let tokens = |(index, &row): (usize, &usize)| match index.checked_sub(first) {
+            Some(index) => pending[index].tokens,
+            None => self.held[row].as_slice(),
+        };
+        let sequences: Vec<&[u32]> = rows.iter().enumerate().map(tokens).collect();
+        let known: Vec<usize> = rows.iter().zip(&sequences).map(|(&row, tokens)| self.known(row, tokens)).collect();
+        let found = sources(&sequences, &known, reuse, spare).split_off(first);
+        let mut waits = Vec::with_capacity(pending.len());
+        for (pending, source) in pending.iter().zip(found) {
+            let Some(source) = source else {
+                waits.push(false);
+                continue;
+            };
+            let from = rows[source.from];
+            let is_there = common(&self.held[from], pending.tokens) >= source.tokens;
+            if is_there {
+                self.copy(from, pending.row, source.tokens)?;
+            }
+            waits.push(!is_there);
+        }
+        Ok(waits)
+    }
+
+    /// Computes all that rows lack, whose logits nobody wants.
+    pub fn prefill(&mut self, pending: &[Pending<'_>]) -> Result<()> {
+        for Pending { row, tokens } in pending {
+            self.look_up(*row, tokens, 0)?;
+        }
+        let mut left = pending.to_vec();
+        while !left.is_empty() {
+            let waits = self.share(&left, 0)?;
+            let (waiting, going): (Vec<_>, Vec<_>) = left.into_iter().zip(waits).partition(|(_, waits)| *waits);
+            let turns = going.iter().map(|(Pending { row, tokens }, _)| Turn { row: *row, tokens, logits: 0 });
+            self.forward(&turns.collect::<Vec<_>>())?;
+            for (Pending { row, tokens }, _) in &going {
+                self.insert(*row, tokens)?;
+                self.mark(tokens);
+            }
+            left = waiting.into_iter().map(|(pending, _)| pending).collect();
+        }
+        Ok(())
+    }
+
+    /// Puts what is known of a row's tokens into the cache of prefixes, if there is one.
+    pub fn insert(&self, row: usize, tokens: &[u32]) -> Result<()> {
+        let known = &tokens[..self.known(row, tokens)];
+        match (&self.config.prefixes, &self.cache) {
+            (Some(prefixes), Some(cache)) => prefixes.insert(known, |new| KvCache::segment(cache, row, new)),
+            _ => Ok(()),
+        }
+    }
+
+    /// Notes in the cache of prefixes that these tokens are a whole prompt.
+    pub fn mark(&self, tokens: &[u32]) {
+        if let Some(prefixes) = &self.config.prefixes {
+            prefixes.mark(tokens);
+        }
+    }
+}
