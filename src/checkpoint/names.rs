@@ -1,5 +1,7 @@
 //! How checkpoints name tensors, and how the module does.
 
+use crate::model::LINEARS;
+
 /// Where a checkpoint comes from decides how its linear layers lie.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Layout {
@@ -19,7 +21,7 @@ impl Layout {
 
 /// Whether the tensor of this name is the matrix of a block's linear layer.
 pub fn is_linear(name: &str) -> bool {
-    [".c_attn.weight", ".c_proj.weight", ".c_fc.weight"].iter().any(|suffix| name.ends_with(suffix))
+    name.strip_suffix(".weight").is_some_and(|name| LINEARS.iter().any(|linear| name.ends_with(linear)))
 }
 
 /// The head's name, without prefix in every layout.

@@ -9,6 +9,7 @@ use rand_core::{Rng, SeedableRng};
 
 use super::element::Stored;
 use super::source::{TensorInfo, TensorSource};
+use crate::model::LinearShape;
 use crate::{Gpt2Config, Result};
 
 /// GPT-2's initialisation, a pure function of seed, tensor, row and column: matrices have the deviation
@@ -36,7 +37,7 @@ const TERMS: usize = 4;
 
 impl RandomSource {
     pub fn new(config: &Gpt2Config, seed: u64) -> Self {
-        let (d, inner, std) = (config.n_embd, config.inner(), config.initializer_range);
+        let (d, std) = (config.n_embd, config.initializer_range);
         let residual = std / (2.0 * config.n_layer as f64).sqrt();
         let mut source = Self { seed, tensors: BTreeMap::new() };
         source.matrix("wte.weight", [config.vocab_size, d], std);
@@ -45,14 +46,8 @@ impl RandomSource {
             source.matrix(super::names::HEAD, [config.vocab_size, d], std);
         }
         for layer in 0..config.n_layer {
-            let linears = [
-                ("attn.c_attn", [d, 3 * d], std),
-                ("attn.c_proj", [d, d], residual),
-                ("mlp.c_fc", [d, inner], std),
-                ("mlp.c_proj", [inner, d], residual),
-            ];
-            for (name, shape, deviation) in linears {
-                source.matrix(&format!("h.{layer}.{name}.weight"), shape, deviation);
+            for LinearShape { name, shape, is_residual } in config.linears() {
+                source.matrix(&format!("h.{layer}.{name}.weight"), shape, if is_residual { residual } else { std });
                 if config.bias {
                     source.vector(format!("h.{layer}.{name}.bias"), shape[1], 0.0);
                 }

@@ -143,7 +143,7 @@ pub fn product_rates(
 ) -> Result<ProductRates> {
     config.validate()?;
     let (d, inner) = (config.n_embd, config.inner());
-    let shapes = [[d, 3 * d], [d, d], [d, inner], [inner, d]]; // c_attn, c_proj, c_fc, c_proj
+    let shapes = config.linears().map(|linear| linear.shape);
     let weights: usize = shapes.iter().map(|[inputs, outputs]| inputs * outputs).sum();
     let bytes = weights * format.map_or(size_of::<f32>(), bytes_of_weight);
     let copies = (BUFFER / 2).div_ceil(bytes).clamp(1, config.n_layer);

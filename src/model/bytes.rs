@@ -3,31 +3,16 @@
 use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::Tensor;
 
-use super::prepare::Packed;
-use super::{Gpt2, Linear};
+use super::Gpt2;
+use crate::backends::PackedMatrix;
 
 impl Gpt2 {
     /// Bytes of all weights as they are held: parameters, and what stands for them in a [prepared](Self::prepare) model.
     pub fn bytes(&self) -> usize {
         let mut parameters = Parameters { bytes: 0 };
         self.visit(&mut parameters);
-        let linears = self.h.iter().flat_map(|block| {
-            [&block.attn.c_attn, &block.attn.c_proj, &block.mlp.c_fc, &block.mlp.c_proj].map(Linear::packed_bytes)
-        });
-        parameters.bytes + linears.sum::<usize>() + self.packed_head.as_ref().map_or(0, Packed::bytes)
-    }
-}
-
-impl Linear {
-    fn packed_bytes(&self) -> usize {
-        self.packed.as_ref().map_or(0, Packed::bytes)
-    }
-}
-
-impl Packed {
-    /// Of the matrix: biases are parameters, and share their buffers with them.
-    fn bytes(&self) -> usize {
-        self.matrix.bytes()
+        // Biases are parameters, and share their buffers with what is packed.
+        parameters.bytes + self.packed_matrices().map(PackedMatrix::bytes).sum::<usize>()
     }
 }
 

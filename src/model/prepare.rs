@@ -5,6 +5,7 @@ use burn::nn::Embedding;
 use burn::tensor::{DType, Device, Tensor};
 use gpt2_burn_backends::{PackedMatrix, WeightFormat, check_format, has_kernels};
 
+use super::linears::LINEARS;
 use super::{Gpt2, Linear};
 use crate::{Error, Result};
 
@@ -79,13 +80,7 @@ impl Gpt2 {
         empty(param);
         self.packed_head = Some(Packed::new(matrix, None, &param.device()));
         for (layer, block) in self.h.iter_mut().enumerate() {
-            let linears = [
-                ("attn.c_attn", &mut block.attn.c_attn),
-                ("attn.c_proj", &mut block.attn.c_proj),
-                ("mlp.c_fc", &mut block.mlp.c_fc),
-                ("mlp.c_proj", &mut block.mlp.c_proj),
-            ];
-            for (name, linear) in linears {
+            for (name, linear) in LINEARS.into_iter().zip(block.linears_mut()) {
                 linear.pack(format!("h.{layer}.{name}.weight"), &mut pack)?;
             }
         }
@@ -99,9 +94,7 @@ impl Gpt2 {
 
     /// The packed matrices, which are no parameters any more.
     pub(crate) fn packed_matrices(&self) -> impl Iterator<Item = &PackedMatrix> {
-        let linears = self.h.iter().flat_map(|block| {
-            [&block.attn.c_attn, &block.attn.c_proj, &block.mlp.c_fc, &block.mlp.c_proj].map(|linear| &linear.packed)
-        });
+        let linears = self.h.iter().flat_map(|block| block.linears().map(|linear| &linear.packed));
         linears.chain([&self.packed_head]).flatten().map(|packed| &packed.matrix)
     }
 

@@ -1,6 +1,6 @@
 //! What speculative decoding is worth (Leviathan et al., *Fast Inference from Transformers via Speculative Decoding*, 2023).
 
-use crate::sampling::Distribution;
+use crate::speculative::expected_tokens;
 use crate::{Error, Result};
 
 /// A draft and its target, as far as speed goes.
@@ -57,13 +57,8 @@ impl Speculation {
     ///
     /// Without drafted tokens a round is the target's own step: 1.
     pub fn expected_tokens(&self, draft_len: usize) -> f64 {
-        let a = self.acceptance;
-        let terms = match (draft_len, self.bonus) {
-            (0, _) => return 1.0,
-            (m, true) => m as f64 + 1.0,
-            (m, false) => m as f64,
-        };
-        if a == 1.0 { terms } else { (1.0 - a.powf(terms)) / (1.0 - a) }
+        let bonus = usize::from(self.bonus || draft_len == 0);
+        expected_tokens(self.acceptance, draft_len + bonus - 1)
     }
 
     /// How much faster than the target alone, if verifying takes as long as a decode step: both read all weights once.
@@ -89,12 +84,4 @@ impl Speculation {
             if speedup > best.speedup { DraftLength { draft_len, speedup } } else { best }
         })
     }
-}
-
-/// The probability with which a token drawn from the draft's distribution is accepted by rejection sampling: the sum over
-/// tokens of the smaller of both probabilities (Leviathan et al., corollary 3.6). Of greedy distributions it is 1 if both
-/// take the same token, and 0 if not.
-pub fn acceptance(target: &Distribution, draft: &Distribution) -> f64 {
-    let probs = draft.ids().iter().zip(draft.probs());
-    probs.map(|(&id, &prob)| prob.min(target.prob(id))).sum()
 }

@@ -66,3 +66,11 @@ impl Acceptance {
         }
     }
 }
+
+/// The probability with which a token drawn from the draft's distribution is accepted by rejection sampling: the sum over
+/// tokens of the smaller of both probabilities (Leviathan et al., corollary 3.6). Of greedy distributions it is 1 if both
+/// take the same token, and 0 if not.
+pub fn acceptance(target: &Distribution, draft: &Distribution) -> f64 {
+    let probs = draft.ids().iter().zip(draft.probs());
+    probs.map(|(&id, &prob)| prob.min(target.prob(id))).sum()
+}
