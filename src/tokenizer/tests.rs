@@ -1,3 +1,5 @@
+//! Tokenizers of several kinds, and their streams, against recorded texts.
+
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;

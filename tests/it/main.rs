@@ -1,5 +1,6 @@
 //! What the library does, one module a subject: one binary, since linking burn takes longer than most of these tests.
 
+mod architecture;
 mod bad_input;
 mod batch;
 mod cache;

@@ -100,13 +100,13 @@ mod pass;
 mod speculation;
 mod terms;
 
+pub use crate::speculative::acceptance;
 pub use closed::{ClosedForm, Polynomial};
 pub use format::{bytes_from_text, format_bytes, format_seconds};
 pub use hardware::{Bound, Hardware, Reached, Roofline};
 pub use memory::{Fit, Memory};
 pub use pass::Pass;
 pub use speculation::{DraftLength, Speculation};
-pub use crate::speculative::acceptance;
 pub use terms::{Counted, ElementBytes, Part, Term, Work};
 
 use crate::{ModelShape, Result};
