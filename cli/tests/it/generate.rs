@@ -187,9 +187,9 @@ fn prompts_that_begin_alike_are_computed_once() {
         (computed, output["completions"].as_array().unwrap().iter().map(ids).collect::<Vec<_>>())
     };
     let (all, expected) = with(&[]);
-    assert_eq!(all, 13);
+    assert_eq!(all, 5 + 4, "equal ones are one in any case");
     for (flags, computed) in [
-        (&["--prefix-cache", "off"][..], 13),
+        (&["--prefix-cache", "off"][..], 5 + 4),
         (&["--prefix-cache", "exact"], 5 + 4),
         (&["--prefix-cache", "radix"], 5 + 1),
         (&["--prefix-cache"], 5 + 1),
