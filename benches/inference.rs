@@ -9,9 +9,11 @@
 use std::hint::black_box;
 
 use comfy_table::{CellAlignment, Table, presets};
+use gpt2_burn::batch::{BatchOptions, RowRequest};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::cost::{Cost, Counted, Hardware, Pass, Work, format_bytes, format_seconds};
+use gpt2_burn::generate::{Generator, Stop};
 use gpt2_burn::measure::{Repeats, Timing, peaks};
 use gpt2_burn::prefix::{Payload, RadixTree};
 use gpt2_burn::sampling::{Purpose, Sampling, uniform};
@@ -37,6 +39,7 @@ fn main() -> Result<()> {
     bench.forwards(&config)?;
     bench.sampling(config.vocab_size)?;
     bench.tree_match()?;
+    bench.joins()?;
     bench.loading(&config)?;
     println!("{}", bench.table());
     Ok(())
@@ -106,6 +109,40 @@ impl Bench {
             if name.contains(&self.only) {
                 self.forward(&name, &model, cost.work(pass)?, pass)?;
             }
+        }
+        Ok(())
+    }
+
+    /// What it takes that a row joins a batch of 32 and one leaves it: the difference of both, a hundredth each, since the model
+    /// computes next to nothing.
+    fn joins(&mut self) -> Result<()> {
+        const STEPS: usize = 100;
+        let config = Gpt2Config { vocab_size: 64, n_embd: 8, n_layer: 1, n_head: 1, ..Gpt2Config::default() };
+        let generator = Generator::new(config.init(&self.device)?.prepare(WeightFormat::F32)?);
+        let row = |max_new_tokens| RowRequest {
+            max_new_tokens,
+            sampling: Sampling::greedy(),
+            stop: Stop { ignore_eos: true, ..Stop::default() },
+            ..RowRequest::new(vec![1])
+        };
+        let (stays, leaves) = (row(2 * STEPS), row(1));
+        for (name, joins) in
+            [("batch of 32: 100 steps", false), ("batch of 32: 100 steps, each a join and a leave", true)]
+        {
+            self.row(name, Work::default(), || {
+                let mut batch = generator.batch(BatchOptions::default().with_max_row_tokens(2 * STEPS))?;
+                for _ in 0..32 - usize::from(joins) {
+                    batch.add(&stays)?;
+                    batch.step()?;
+                }
+                for _ in 0..STEPS {
+                    if joins {
+                        batch.add(&leaves)?;
+                    }
+                    black_box(batch.step()?);
+                }
+                Ok(())
+            })?;
         }
         Ok(())
     }
