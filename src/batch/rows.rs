@@ -68,7 +68,7 @@ impl Batch<'_> {
     ///
     /// # Errors
     ///
-    /// [`Error::OutOfMemory`] if a growing cache has no room for what it copies.
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if a growing cache has no room for what it copies.
     pub fn cancel(&mut self, id: RowId) -> Result<bool> {
         let Some(row) = self.rows.get(&id) else { return Ok(false) };
         let follower = self.rows.values().find(|other| other.leader == Some(id)).map(|other| other.id);
