@@ -135,9 +135,10 @@ impl<'a> Batch<'a> {
             self.config(),
             self.tokenizer.is_some(),
         )?;
-        let waiting = self.waiting();
-        if waiting >= self.options.max_waiting {
-            return Err(Error::BatchFull { waiting, max_waiting: self.options.max_waiting });
+        // Those for which there is no room in the next step either.
+        let (rows, max_rows, max_waiting) = (self.rows.len(), self.options.max_rows, self.options.max_waiting);
+        if rows >= max_rows && rows - max_rows >= max_waiting {
+            return Err(Error::BatchFull { waiting: rows - max_rows, max_waiting });
         }
         let ids = match (&request.prompt, self.tokenizer) {
             (Prompt::Ids(ids), _) => ids.clone(),
@@ -198,7 +199,8 @@ impl<'a> Batch<'a> {
 
     /// Asks for the memory of the cache now, and not with the first step.
     pub(crate) fn make_cache(&mut self) -> Result<()> {
-        self.runner.make_cache()
+        self.runner.make_cache()?;
+        self.speculating.as_mut().map_or(Ok(()), Speculating::make_cache)
     }
 
     fn config(&self) -> &'a Gpt2Config {

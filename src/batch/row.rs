@@ -99,7 +99,8 @@ impl<'a> Row<'a> {
     pub fn steps_unseen(&self, known: usize, config: &Gpt2Config) -> usize {
         let is_argmax = self.request.sampling.is_argmax() && self.request.logprobs.is_none();
         // Behind the context's end, a row ends or its window slides: that is for single steps.
-        let room = match is_argmax && known + 1 == self.window().len() {
+        let decodes = self.new_tokens() > 0 && known + 1 == self.window().len();
+        let room = match is_argmax && decodes {
             true => (config.n_positions + 1).saturating_sub(self.window().len()),
             false => 0,
         };

@@ -8,15 +8,19 @@ use crate::Result;
 use crate::speculative::Speculating;
 
 impl Batch<'_> {
-    /// Rows that want no token.
-    pub(super) fn end_empty(&mut self) -> Vec<RowEvent> {
+    /// Ends rows that want no token.
+    pub(super) fn end_empty(&mut self, events: &mut Vec<RowEvent>) {
+        let told = events.len();
         let empty = self.rows.extract_if(.., |_, row| row.request.max_new_tokens == 0);
-        empty.map(|(row, _)| RowEvent::Finished { row, finish: FinishReason::Length }).collect()
+        events.extend(empty.map(|(row, _)| RowEvent::Finished { row, finish: FinishReason::Length }));
+        if events.len() > told {
+            events.sort_by_key(RowEvent::row);
+        }
     }
 
     /// Gives rows that wait a place, as far as there is room; one whose prompt another row computes joins when that is done.
     pub(super) fn admit(&mut self) -> Result<()> {
-        let is_waiting = |row: &&Row<'_>| row.place.is_none() && row.leader.is_none();
+        let is_waiting = |row: &&Row<'_>| row.place.is_none() && row.leader.is_none() && row.request.max_new_tokens > 0;
         let room = self.options.max_rows.saturating_sub(self.rows.len() - self.waiting());
         let joining: Vec<RowId> = self.rows.values().filter(is_waiting).take(room).map(|row| row.id).collect();
         if joining.is_empty() {
@@ -32,7 +36,12 @@ impl Batch<'_> {
         let is_join = self.places.iter().any(|id| self.rows[id].new_tokens() > 0);
         for (id, leader) in joining.into_iter().zip(leaders) {
             match leader {
-                None => self.place(id)?,
+                None => match self.push(id) {
+                    Ok(place) => self.runner.look_up(place, self.rows[&id].window(), 1)?,
+                    // There is room when others have left.
+                    Err(_) if !self.places.is_empty() => break,
+                    Err(error) => return Err(error),
+                },
                 Some(leader) => {
                     if let Some(row) = self.rows.get_mut(&id) {
                         row.leader = Some(leader);
@@ -44,33 +53,47 @@ impl Batch<'_> {
         Ok(())
     }
 
-    /// Makes a row one of the runner's, and looks up what is known of it.
-    fn place(&mut self, id: RowId) -> Result<()> {
-        let place = self.push(id)?;
-        self.runner.look_up(place, self.rows[&id].window(), 1)
-    }
-
     /// Makes a row one of the runner's.
-    pub(super) fn push(&mut self, id: RowId) -> Result<usize> {
+    fn push(&mut self, id: RowId) -> Result<usize> {
         let place = self.runner.push()?;
-        if let Some(Err(error)) = self.speculating.as_mut().map(Speculating::push) {
-            self.runner.remove(place)?;
+        if let Err(error) = self.take_place(id, place) {
+            self.runner.remove(&[place]);
             return Err(error);
-        }
-        self.places.push(id);
-        if let Some(row) = self.rows.get_mut(&id) {
-            (row.place, row.leader) = (Some(place), None);
         }
         Ok(place)
     }
 
+    /// Notes that a row is the last of the runner's, and makes it one of the draft's.
+    fn take_place(&mut self, id: RowId, place: usize) -> Result<()> {
+        self.speculating.as_mut().map_or(Ok(()), Speculating::push)?;
+        self.places.push(id);
+        if let Some(row) = self.rows.get_mut(&id) {
+            (row.place, row.leader) = (Some(place), None);
+        }
+        Ok(())
+    }
+
+    /// Lets rows with the same prompt join the one that has computed it; returns those that did. If there is no room for all, the
+    /// others wait until there is, and compute it themselves.
+    pub(super) fn join_followers(&mut self, place: usize, tokens: usize, followers: &[RowId]) -> Vec<RowId> {
+        let first = self.places.len();
+        let forked = self.runner.fork(place, tokens, followers.len()).map_or(0, |()| followers.len());
+        let mut joined = Vec::new();
+        for &id in followers {
+            if joined.len() < forked && self.take_place(id, first + joined.len()).is_ok() {
+                joined.push(id);
+            } else if let Some(row) = self.rows.get_mut(&id) {
+                row.leader = None;
+            }
+        }
+        // Rows of the runner that nobody has taken.
+        self.runner.remove(&(first + joined.len()..self.runner.rows()).rev().collect::<Vec<_>>());
+        joined
+    }
+
     /// Ends a row, of which nothing more is told; returns whether it was there.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory) if a growing cache has no room for what it copies.
-    pub fn cancel(&mut self, id: RowId) -> Result<bool> {
-        let Some(row) = self.rows.get(&id) else { return Ok(false) };
+    pub fn cancel(&mut self, id: RowId) -> bool {
+        let Some(row) = self.rows.get(&id) else { return false };
         let follower = self.rows.values().find(|other| other.leader == Some(id)).map(|other| other.id);
         match (row.place, follower) {
             // Somebody else wants what it has computed.
@@ -82,51 +105,59 @@ impl Batch<'_> {
                 if let Some(heir) = self.rows.get_mut(&heir) {
                     heir.place = Some(place);
                 }
-                self.rows.remove(&id);
             }
-            _ => self.remove(id)?,
-        }
-        Ok(true)
-    }
-
-    /// Takes rows out that have ended; those that asked for it leave their tokens in the cache of prefixes.
-    pub(super) fn remove_ended(&mut self, events: &[RowEvent]) -> Result<()> {
-        for event in events {
-            let id = event.row();
-            let (Some(row), Some(place)) = (self.rows.get(&id), self.rows.get(&id).and_then(|row| row.place)) else {
-                continue;
-            };
-            if matches!(event, RowEvent::Failed { .. }) {
-                self.runner.wipe(place);
-                if let Some(speculating) = &mut self.speculating {
-                    speculating.wipe(place);
-                }
-                self.remove(id)?;
-            } else if matches!(event, RowEvent::Token(token) if token.finish.is_some()) {
-                if row.request.keep_generated {
-                    self.runner.insert(place, row.window())?;
-                    self.speculating.as_ref().map_or(Ok(()), |speculating| speculating.insert(place, row.window()))?;
-                }
-                self.remove(id)?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Takes a row out, wherever it is.
-    fn remove(&mut self, id: RowId) -> Result<()> {
-        if let Some(place) = self.rows.get(&id).and_then(|row| row.place) {
-            self.runner.remove(place)?;
-            self.places.remove(place);
-            self.speculating.as_mut().map_or(Ok(()), |speculating| speculating.remove(place))?;
-            self.report.leaves += usize::from(!self.places.is_empty());
+            (Some(place), None) => self.vacate(&[place]),
+            (None, _) => {}
         }
         self.rows.remove(&id);
+        true
+    }
+
+    /// Takes rows out that have ended. Those that asked for it leave their tokens in the cache of prefixes, those that failed nothing.
+    pub(super) fn remove_ended(&mut self, events: &[RowEvent]) {
+        let mut ended = Vec::new();
+        for event in events {
+            let id = event.row();
+            let Some((row, place)) = self.rows.get(&id).and_then(|row| Some((row, row.place?))) else { continue };
+            let failed = matches!(event, RowEvent::Failed { .. });
+            if !failed && !matches!(event, RowEvent::Token(token) if token.finish.is_some()) {
+                continue;
+            }
+            if failed {
+                self.runner.wipe(place);
+            } else if row.request.keep_generated {
+                self.runner.insert(place, row.window());
+            }
+            match &mut self.speculating {
+                Some(speculating) if failed => speculating.wipe(place),
+                Some(speculating) if row.request.keep_generated => speculating.insert(place, row.window()),
+                _ => {}
+            }
+            ended.push(place);
+            self.rows.remove(&id);
+        }
+        // The last first, since those behind one move up.
+        ended.sort_unstable_by(|one, other| other.cmp(one));
+        self.vacate(&ended);
+    }
+
+    /// Takes places out, of which a later one is named first; those behind them move up.
+    fn vacate(&mut self, places: &[usize]) {
+        if places.is_empty() {
+            return;
+        }
+        self.runner.remove(places);
+        if let Some(speculating) = &mut self.speculating {
+            speculating.remove(places);
+        }
+        for &place in places {
+            self.places.remove(place);
+        }
         for (place, id) in self.places.iter().enumerate() {
             if let Some(row) = self.rows.get_mut(id) {
                 row.place = Some(place);
             }
         }
-        Ok(())
+        self.report.leaves += if self.places.is_empty() { 0 } else { places.len() };
     }
 }

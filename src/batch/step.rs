@@ -29,21 +29,22 @@ impl Batch<'_> {
     ///
     /// # Errors
     ///
-    /// If the device fails, or a forward would take more memory than there may be. All rows are as they were, and the next step tries
-    /// again.
+    /// If the device fails, or a forward would take more memory than there may be. No row has got a token then, and the next step
+    /// tries again.
     pub fn step(&mut self) -> Result<Vec<RowEvent>> {
         let started = Instant::now();
         let computed = self.runner.computed_tokens();
         let mut step = StepReport::default();
-        let mut events = self.end_empty();
         self.admit()?;
+        let mut events = Vec::new();
         let steps = self.steps_unseen();
         let mut decoded = None;
         if steps < 2 || !self.multi_step(steps, &mut step, &mut events)? {
             decoded = self.compute(&mut step, &mut events)?;
         }
         self.note_kv_bytes();
-        self.remove_ended(&events)?;
+        self.remove_ended(&events);
+        self.end_empty(&mut events);
         self.note_kv_bytes();
         step.new_tokens = events.iter().filter(|event| matches!(event, RowEvent::Token(_))).count();
         step.computed_tokens = self.runner.computed_tokens() - computed;
@@ -78,8 +79,11 @@ impl Batch<'_> {
         (step.multi_steps, step.rows) = (steps, self.places.len());
         let config = self.runner.model().config();
         let mut ended = vec![false; self.places.len()];
+        let mut by_arrival: Vec<usize> = (0..self.places.len()).collect();
+        by_arrival.sort_unstable_by_key(|place| self.places[*place]);
         for ids in chosen {
-            for (place, id) in ids.into_iter().enumerate() {
+            for &place in &by_arrival {
+                let id = ids[place];
                 let Some(row) = self.rows.get_mut(&self.places[place]).filter(|_| !ended[place]) else { continue };
                 let token = u32::try_from(id).ok().filter(|id| (*id as usize) < config.vocab_size);
                 let token = token.ok_or_else(|| row.not_finite(row.tokens.len()));
@@ -116,14 +120,23 @@ impl Batch<'_> {
             let mut prompts: Vec<RowId> = ready.iter().copied().filter(|id| self.rows[id].new_tokens() == 0).collect();
             prompts.extend(&pending);
             prompts.sort_unstable();
-            let waiting = self.share(&prompts)?;
+            let waiting = match self.share(&prompts) {
+                Ok(waiting) => waiting,
+                Err(error) if round == 0 => return Err(error),
+                // What is there is told; the next step tries again.
+                Err(_) => break,
+            };
             let going: Vec<RowId> = pending.iter().copied().filter(|id| !waiting.contains(id)).collect();
             let chunks = self.chunks(&going, taken, round);
             if ready.is_empty() && chunks.iter().all(|chunk| *chunk == 0) {
                 break;
             }
             let started = Instant::now();
-            let logits = self.forward(ready, &drafts, &going, &chunks)?;
+            let logits = match self.forward(ready, &drafts, &going, &chunks) {
+                Ok(logits) => logits,
+                Err(error) if round == 0 => return Err(error),
+                Err(_) => break,
+            };
             step.forwards += 1;
             taken += chunks.iter().sum::<usize>();
             if let (Some(speculating), 0, true) = (&mut self.speculating, round, has_begun) {
@@ -134,9 +147,10 @@ impl Batch<'_> {
                     row.computed += chunk;
                 }
             }
+            let followers = self.followers();
             for &id in ready.iter().chain(&going) {
                 if self.lacking(id) == 0 {
-                    self.finish_prompt(id, round, &mut outcomes)?;
+                    self.finish_prompt(id, round, followers.get(&id).map_or(&[], Vec::as_slice), &mut outcomes);
                 }
             }
             pending.retain(|id| self.lacking(*id) > 0);
@@ -192,7 +206,9 @@ impl Batch<'_> {
     fn share(&mut self, prompts: &[RowId]) -> Result<BTreeSet<RowId>> {
         let rows = prompts.iter().map(|id| &self.rows[id]);
         let pending: Vec<runner::Pending<'_>> = rows
-            .filter_map(|row| row.place.map(|place| runner::Pending { row: place, tokens: row.window() }))
+            .filter_map(|row| {
+                row.place.map(|place| runner::Pending { row: place, tokens: row.window(), prompt: row.window().len() })
+            })
             .collect();
         let waits = self.runner.share(&pending, 1)?;
         Ok(prompts.iter().zip(waits).filter(|(_, waits)| *waits).map(|(id, _)| *id).collect())
@@ -243,30 +259,35 @@ impl Batch<'_> {
         runner.forward(&turns)
     }
 
+    /// Rows that wait for the prompt of another one, by that.
+    fn followers(&self) -> BTreeMap<RowId, Vec<RowId>> {
+        let mut followers: BTreeMap<RowId, Vec<RowId>> = BTreeMap::new();
+        for (leader, id) in self.rows.values().filter_map(|row| Some((row.leader?, row.id))) {
+            followers.entry(leader).or_default().push(id);
+        }
+        followers
+    }
+
     /// Notes that all of a row's tokens are computed. If they are its prompt, it goes to the cache of prefixes, and rows with the
     /// same prompt join.
-    fn finish_prompt(&mut self, id: RowId, round: usize, outcomes: &mut Vec<Outcome>) -> Result<()> {
+    fn finish_prompt(&mut self, id: RowId, round: usize, followers: &[RowId], outcomes: &mut Vec<Outcome>) {
         let row = &self.rows[&id];
-        let Some(place) = row.place else { return Ok(()) };
+        let Some(place) = row.place else { return };
         outcomes.push(Outcome { row: id, round, place });
         if row.new_tokens() > 0 {
-            return Ok(());
+            return;
         }
         let tokens = row.window().len();
-        self.runner.insert(place, row.window())?;
+        self.runner.insert(place, row.window());
         self.runner.mark(row.window());
         self.report.computed_prompt_tokens += row.computed;
         self.report.reused_prompt_tokens += tokens.saturating_sub(row.computed);
         self.report.prefix_hits += usize::from(row.computed < tokens);
-        let followers: Vec<RowId> = self.rows.values().filter(|row| row.leader == Some(id)).map(|row| row.id).collect();
-        for follower in followers {
-            let new = self.push(follower)?;
-            self.runner.copy(place, new, tokens)?;
+        for follower in self.join_followers(place, tokens, followers) {
             outcomes.push(Outcome { row: follower, round, place });
             self.report.reused_prompt_tokens += tokens;
             self.report.prefix_hits += 1;
         }
-        Ok(())
     }
 
     /// Chooses the next tokens of rows with logits; returns how many those got that had some already.

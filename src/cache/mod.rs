@@ -37,6 +37,8 @@ pub struct KvCache {
     lens: Vec<usize>,
     /// Which of the buffers' rows each row is. In a growing cache, row b is the buffers' row b.
     slots: Vec<usize>,
+    /// The buffers' rows that are none's, the first of them last.
+    free: Vec<usize>,
     storage: CacheStorage,
     capacity: usize,
     /// Layers, heads, width of a head and positions of the model that this cache is for.
@@ -112,6 +114,7 @@ impl KvCache {
             layers: Vec::new(),
             lens: Vec::new(),
             slots: Vec::new(),
+            free: Vec::new(),
             storage,
             capacity,
             shape,

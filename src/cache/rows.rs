@@ -4,6 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::layer::LayerCache;
 use super::{CacheStorage, KvCache, States};
+use crate::backends::{has_kernels, runs_ahead};
 use crate::device::is_same_device;
 use crate::{Error, Result, Threads};
 
@@ -16,18 +17,12 @@ impl KvCache {
     /// [`Error::Mismatch`] if a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`]. The cache is then
     /// as it was.
     pub fn push(&mut self) -> Result<()> {
-        let slot = match self.storage {
-            CacheStorage::Preallocated => {
-                let mut is_taken = vec![false; self.buffer_rows()];
-                self.slots.iter().for_each(|&slot| is_taken[slot] = true);
-                is_taken.iter().position(|taken| !taken).unwrap_or(is_taken.len())
-            }
-            CacheStorage::Growing => self.batch(),
-        };
+        let slot = self.free.last().copied().unwrap_or_else(|| self.buffer_rows().max(self.batch()));
         if self.layers.first().is_some_and(|layer| layer.rows().is_some_and(|rows| rows <= slot)) {
             self.check_buffers(slot + 1, self.positions())?;
             self.layers.iter_mut().for_each(|layer| layer.add_rows(1));
         }
+        self.free.pop();
         self.slots.push(slot);
         self.lens.push(0);
         Ok(())
@@ -52,7 +47,7 @@ impl KvCache {
         if len > 0 {
             let (from, to) = (self.slots[from], self.slots[to]);
             let layers: Vec<&mut LayerCache> = self.layers.iter_mut().collect();
-            match crate::backends::has_kernels(&self.device) {
+            match has_kernels(&self.device) && !runs_ahead(&self.device) {
                 // Most of the time goes into asking for memory, which threads do faster.
                 true => Threads::for_each(layers, |layer| layer.copy_within(from, to, len)),
                 false => layers.into_iter().for_each(|layer| layer.copy_within(from, to, len)),
@@ -108,9 +103,32 @@ impl KvCache {
             }
             CacheStorage::Preallocated => {
                 self.lens.remove(row);
-                self.slots.remove(row);
+                let slot = self.slots.remove(row);
+                let place = self.free.partition_point(|free| *free > slot);
+                self.free.insert(place, slot);
                 Ok(())
             }
+        }
+    }
+
+    /// Takes rows out, of which a later one is named first, as [`remove`](Self::remove) does one by one.
+    ///
+    /// # Errors
+    ///
+    /// As [`remove`](Self::remove).
+    pub(crate) fn remove_rows(&mut self, rows: &[usize]) -> Result<()> {
+        if self.storage == CacheStorage::Preallocated || rows.len() < 2 {
+            return rows.iter().try_for_each(|&row| self.remove(row));
+        }
+        let mut is_kept = vec![true; self.batch()];
+        rows.iter().for_each(|&row| is_kept[row] = false);
+        let kept: Vec<usize> = (0..self.batch()).filter(|&row| is_kept[row]).collect();
+        match kept.is_empty() {
+            true => {
+                self.remove_all();
+                Ok(())
+            }
+            false => self.gather(&kept),
         }
     }
 
@@ -138,15 +156,18 @@ impl KvCache {
         }
         self.lens = rows.iter().map(|&row| self.lens[row]).collect();
         self.slots = (0..rows.len()).collect();
+        self.free.clear();
         Ok(())
     }
 
     /// Takes all rows out, so that their slots are there for others.
     pub(crate) fn remove_all(&mut self) {
+        self.free = (0..self.buffer_rows()).rev().collect();
         self.lens.clear();
         self.slots.clear();
         if self.storage == CacheStorage::Growing {
             self.layers.fill_with(LayerCache::default);
+            self.free.clear();
         }
     }
 

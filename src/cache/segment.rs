@@ -8,6 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::{LayerCache, own};
 use super::{CacheStorage, KvCache, States};
+use crate::backends::{has_kernels, runs_ahead};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
@@ -154,7 +155,7 @@ impl KvCache {
             }
         };
         let layers = self.layers.iter_mut().enumerate().filter(|_| positions > 0);
-        match crate::backends::has_kernels(&self.device) {
+        match has_kernels(&self.device) && !runs_ahead(&self.device) {
             // Most of the time goes into asking for memory, which threads do faster.
             true => Threads::for_each(layers.collect(), fill),
             false => layers.for_each(fill),

@@ -33,8 +33,7 @@ pub struct GenerateRequest {
     /// What happens at the end of the context.
     pub on_context_end: ContextEnd,
     /// Whether keys and values of the new tokens go to the generator's cache of prefixes too, if it has one: then the next
-    /// turn of a conversation begins with something known. Without it, a draft model's entries may have the first new tokens
-    /// too, since a prompt and those are what it computes first.
+    /// turn of a conversation begins with something known.
     pub keep_generated: bool,
     /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
     pub logprobs: Option<usize>,

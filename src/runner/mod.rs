@@ -45,6 +45,8 @@ pub struct Runner<'a> {
     ahead: Option<RunAhead>,
     /// Whether the device has not failed at capturing yet.
     may_capture: bool,
+    /// Whether rows have left, whose slots may hold anything.
+    has_left: bool,
     computed_tokens: usize,
 }
 
@@ -74,6 +76,7 @@ impl<'a> Runner<'a> {
             held: Vec::new(),
             ahead: None,
             may_capture: true,
+            has_left: false,
             computed_tokens: 0,
         })
     }
@@ -111,21 +114,54 @@ impl<'a> Runner<'a> {
     /// Adds an empty row behind the last one; returns which it is.
     pub fn push(&mut self) -> Result<usize> {
         self.ahead = None;
+        let row = self.held.len();
         if let Some(cache) = &mut self.cache {
             cache.push()?;
+            // Kernels read nothing that a query does not see; burn's operations multiply it by zero.
+            if self.has_left && !self.model.is_prepared() {
+                cache.wipe(row);
+            }
         }
         self.held.push(Vec::new());
-        Ok(self.held.len() - 1)
+        Ok(row)
     }
 
-    /// Takes a row out; those behind it move up.
-    pub fn remove(&mut self, row: usize) -> Result<()> {
+    /// Adds copies of the first `tokens` that are known of a row behind the last one.
+    pub fn fork(&mut self, row: usize, tokens: usize, times: usize) -> Result<()> {
         self.ahead = None;
-        if let Some(cache) = &mut self.cache {
-            cache.remove(row)?;
+        match &mut self.cache {
+            // It copies everything with each row that comes.
+            Some(cache) if cache.storage() == CacheStorage::Growing && times > 0 => {
+                cache.truncate(row, tokens.min(cache.len(row)))?;
+                self.held[row].truncate(tokens);
+                cache.fork(row, times)?;
+                self.held.extend(vec![self.held[row].clone(); times]);
+            }
+            _ => {
+                for _ in 0..times {
+                    let new = self.push()?;
+                    self.copy(row, new, tokens)?;
+                }
+            }
         }
-        self.held.remove(row);
         Ok(())
+    }
+
+    /// Takes rows out, of which a later one is named first; those behind them move up. Where there is no room for what that copies,
+    /// nothing is known any more.
+    pub fn remove(&mut self, rows: &[usize]) {
+        if rows.is_empty() {
+            return;
+        }
+        (self.ahead, self.has_left) = (None, true);
+        let removed = self.cache.as_mut().map_or(Ok(()), |cache| cache.remove_rows(rows));
+        for &row in rows {
+            self.held.remove(row);
+        }
+        if removed.is_err() {
+            self.cache = None;
+            self.held.iter_mut().for_each(Vec::clear);
+        }
     }
 
     /// Forgets a row whose numbers are none.
@@ -218,10 +254,15 @@ impl<'a> Runner<'a> {
         self.truncate(row, known)
     }
 
+    /// Forgets what the first layers have computed of a row.
+    pub fn end_exit(&mut self, row: usize) -> Result<()> {
+        self.truncate(row, self.held[row].len())
+    }
+
     /// Logits behind the last token of each turn that the model's first `layers` layers and its head give.
     ///
     /// The keys and values of what they compute are in those layers of the cache only. So none of it is known afterwards, but for
-    /// the next call of this, which goes on from there.
+    /// the next call of this, which goes on from there, until [`end_exit`](Self::end_exit).
     pub fn exit_forward(&mut self, turns: &[Turn<'_>], layers: usize) -> Result<RowLogits> {
         self.ahead = None;
         let rows = self.rows();

@@ -1,8 +1,8 @@
 //! The room for prefill: what rows lack of their tokens is looked up, taken from each other, and computed once.
 
 use super::{Runner, Turn, common};
+use crate::Result;
 use crate::prefix::{Reuse, sources};
-use crate::{KvCache, Result};
 
 /// A row that lacks some of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -11,6 +11,8 @@ pub struct Pending<'t> {
     pub row: usize,
     /// All tokens that stand in its context.
     pub tokens: &'t [u32],
+    /// How many of the first of them are a prompt, which others may begin with.
+    pub prompt: usize,
 }
 
 impl Runner<'_> {
@@ -74,30 +76,30 @@ impl Runner<'_> {
 
     /// Computes all that rows lack, whose logits nobody wants.
     pub fn prefill(&mut self, pending: &[Pending<'_>]) -> Result<()> {
-        for Pending { row, tokens } in pending {
+        for Pending { row, tokens, .. } in pending {
             self.look_up(*row, tokens, 0)?;
         }
         let mut left = pending.to_vec();
         while !left.is_empty() {
             let waits = self.share(&left, 0)?;
             let (waiting, going): (Vec<_>, Vec<_>) = left.into_iter().zip(waits).partition(|(_, waits)| *waits);
-            let turns = going.iter().map(|(Pending { row, tokens }, _)| Turn { row: *row, tokens, logits: 0 });
+            let turns = going.iter().map(|(Pending { row, tokens, .. }, _)| Turn { row: *row, tokens, logits: 0 });
             self.forward(&turns.collect::<Vec<_>>())?;
-            for (Pending { row, tokens }, _) in &going {
-                self.insert(*row, tokens)?;
-                self.mark(tokens);
+            for (Pending { row, tokens, prompt }, _) in &going {
+                self.insert(*row, &tokens[..*prompt]);
+                self.mark(&tokens[..*prompt]);
             }
             left = waiting.into_iter().map(|(pending, _)| pending).collect();
         }
         Ok(())
     }
 
-    /// Puts what is known of a row's tokens into the cache of prefixes, if there is one.
-    pub fn insert(&self, row: usize, tokens: &[u32]) -> Result<()> {
+    /// Puts what is known of a row's tokens into the cache of prefixes, if there is one. What the device does not hold as one buffer
+    /// is left out: a cache need not have everything.
+    pub fn insert(&self, row: usize, tokens: &[u32]) {
         let known = &tokens[..self.known(row, tokens)];
-        match (&self.config.prefixes, &self.cache) {
-            (Some(prefixes), Some(cache)) => prefixes.insert(known, |new| KvCache::segment(cache, row, new)),
-            _ => Ok(()),
+        if let (Some(prefixes), Some(cache)) = (&self.config.prefixes, &self.cache) {
+            let _ = prefixes.insert(known, |new| cache.segment(row, new));
         }
     }
 

@@ -73,7 +73,8 @@ impl Proposer for ModelProposer<'_> {
             let (_, tokens) = row.window().split_last().unwrap_or((&0, &[]));
             // Where all of a draft was accepted its last token is not known yet: it goes with the newest one.
             if self.runner.known(row.row, tokens) + 1 < tokens.len() {
-                pending.push(Pending { row: row.row, tokens });
+                let prompt = row.prompt_tokens.saturating_sub(row.window_start).min(tokens.len());
+                pending.push(Pending { row: row.row, tokens, prompt });
             }
         }
         self.runner.prefill(&pending)
@@ -91,12 +92,16 @@ impl Proposer for ModelProposer<'_> {
         self.runner.wipe(row);
     }
 
-    fn remove(&mut self, row: usize) -> Result<()> {
-        self.runner.remove(row)
+    fn remove(&mut self, rows: &[usize]) {
+        self.runner.remove(rows);
     }
 
-    fn insert(&self, row: usize, window: &[u32]) -> Result<()> {
-        self.runner.insert(row, window)
+    fn make_cache(&mut self) -> Result<()> {
+        self.runner.make_cache()
+    }
+
+    fn insert(&self, row: usize, window: &[u32]) {
+        self.runner.insert(row, window);
     }
 
     fn computed_tokens(&self) -> usize {
@@ -117,12 +122,10 @@ impl Proposer for ExitProposer {
     fn propose(&mut self, rows: &[DraftRow<'_>], target: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
         rows.iter().try_for_each(|row| target.begin_exit(row.row, row.window()))?;
         let lens: Vec<usize> = rows.iter().map(|row| row.len).collect();
-        propose_each(
-            rows,
-            &lens,
-            |turns| target.exit_forward(turns, self.layers),
-            |row, text, logits| row.draw(text, logits),
-        )
+        let forward = |turns: &[Turn<'_>]| target.exit_forward(turns, self.layers);
+        let drafts = propose_each(rows, &lens, forward, |row, text, logits| row.draw(text, logits));
+        rows.iter().try_for_each(|row| target.end_exit(row.row))?;
+        drafts
     }
 }
 

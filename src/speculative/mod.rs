@@ -269,13 +269,17 @@ impl<'a> Speculating<'a> {
         self.proposer.wipe(row);
     }
 
-    pub fn remove(&mut self, row: usize) -> Result<()> {
-        self.proposer.remove(row)
+    pub fn remove(&mut self, rows: &[usize]) {
+        self.proposer.remove(rows);
+    }
+
+    pub fn make_cache(&mut self) -> Result<()> {
+        self.proposer.make_cache()
     }
 
     /// Puts what is known of a row into the cache of prefixes.
-    pub fn insert(&self, row: usize, window: &[u32]) -> Result<()> {
-        self.proposer.insert(row, window)
+    pub fn insert(&self, row: usize, window: &[u32]) {
+        self.proposer.insert(row, window);
     }
 
     pub fn kv_bytes(&self) -> usize {

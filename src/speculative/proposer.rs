@@ -81,15 +81,16 @@ pub trait Proposer: Send {
     /// Forgets a row whose numbers are none.
     fn wipe(&mut self, _row: usize) {}
 
-    /// Takes row `row` out; those behind it move up.
-    fn remove(&mut self, _row: usize) -> Result<()> {
+    /// Takes rows out, of which a later one is named first; those behind them move up.
+    fn remove(&mut self, _rows: &[usize]) {}
+
+    /// Asks for the memory of a cache of its own now, and not with the first draft.
+    fn make_cache(&mut self) -> Result<()> {
         Ok(())
     }
 
     /// Puts what a model of its own knows of a row into the cache of prefixes, if there is one.
-    fn insert(&self, _row: usize, _window: &[u32]) -> Result<()> {
-        Ok(())
-    }
+    fn insert(&self, _row: usize, _window: &[u32]) {}
 
     /// Tokens that have gone through a model of its own.
     fn computed_tokens(&self) -> usize {

@@ -58,7 +58,8 @@ impl ScriptProposer<'_> {
 
 impl Proposer for ScriptProposer<'_> {
     fn prefill(&mut self, rows: &[DraftRow<'_>]) -> Result<()> {
-        self.model.as_mut().map_or(Ok(()), |model| model.prefill(rows))
+        let rows: Vec<DraftRow<'_>> = rows.iter().filter(|row| self.left(row) > 0).copied().collect();
+        self.model.as_mut().map_or(Ok(()), |model| model.prefill(&rows))
     }
 
     fn propose(&mut self, rows: &[DraftRow<'_>], _: &mut Runner<'_>) -> Result<Vec<RowDraft>> {
@@ -94,12 +95,20 @@ impl Proposer for ScriptProposer<'_> {
         }
     }
 
-    fn remove(&mut self, row: usize) -> Result<()> {
-        self.model.as_mut().map_or(Ok(()), |model| model.remove(row))
+    fn remove(&mut self, rows: &[usize]) {
+        if let Some(model) = &mut self.model {
+            model.remove(rows);
+        }
     }
 
-    fn insert(&self, row: usize, window: &[u32]) -> Result<()> {
-        self.model.as_ref().map_or(Ok(()), |model| model.insert(row, window))
+    fn make_cache(&mut self) -> Result<()> {
+        self.model.as_mut().map_or(Ok(()), Proposer::make_cache)
+    }
+
+    fn insert(&self, row: usize, window: &[u32]) {
+        if let Some(model) = &self.model {
+            model.insert(row, window);
+        }
     }
 
     fn computed_tokens(&self) -> usize {
