@@ -2,7 +2,10 @@
 //!
 //! Which devices: see `common::devices`.
 
+use std::collections::BTreeMap;
+
 use crate::common::{self, Expected, devices, fixture, greedy, logits_of, random_model, skipped, small_config};
+use gpt2_burn::batch::{BatchOptions, RowEvent, RowId, RowRequest};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::generate::{Decoder, FinishReason, GenerateRequest, Generator, Output, Stop};
 use gpt2_burn::prefix::PrefixCache;
@@ -112,6 +115,51 @@ fn burns_own_operations_give_the_same_tokens_on_every_device() {
 }
 
 #[test]
+fn rows_that_join_and_leave_get_the_same_tokens_on_every_device() {
+    let target = embedded(gpt2_burn_pair::TARGET);
+    let reference = Generator::new(target.load(&cpu(), DType::F32).unwrap()).with_decoder(Decoder::Naive);
+    let expected = ids(&reference.complete(&greedy(&prompts(), 20)).unwrap());
+    for (name, device) in devices() {
+        let model = target.load_prepared(&device, WeightFormat::F32).unwrap();
+        for (storage, has_prefixes) in [(CacheStorage::Growing, false), (CacheStorage::Preallocated, true)] {
+            let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
+            let generator = match has_prefixes {
+                true => generator.with_prefix_cache(&PrefixCache::new(1 << 30)).unwrap(),
+                false => generator,
+            };
+            let options = BatchOptions::default().with_max_rows(3).with_step_tokens(16).with_max_row_tokens(64);
+            let mut batch = generator.batch(options).unwrap();
+            let mut made: BTreeMap<RowId, (usize, Vec<u32>)> = BTreeMap::new();
+            // Each prompt twice, at different times, and of different lengths.
+            let mut coming = (0..8).map(|at| (at % 4, 5 + (at * 7) % 16));
+            loop {
+                if let Some((prompt, max_new_tokens)) = coming.next() {
+                    let row = RowRequest {
+                        max_new_tokens,
+                        sampling: Sampling::greedy(),
+                        stop: Stop { ignore_eos: true, ..Stop::default() },
+                        ..RowRequest::new(prompts()[prompt].clone())
+                    };
+                    made.insert(batch.add(&row).unwrap(), (prompt, Vec::new()));
+                }
+                if batch.is_empty() {
+                    break;
+                }
+                for event in batch.step().unwrap() {
+                    let RowEvent::Token(token) = event else { panic!("{event:?} on {name}") };
+                    made.get_mut(&token.row).unwrap().1.push(token.id);
+                }
+            }
+            for (at, (row, (prompt, found))) in made.into_iter().enumerate() {
+                let tokens = 5 + (at * 7) % 16;
+                assert_eq!(found, expected[prompt][..tokens], "{row} of {storage:?} on {name}");
+            }
+            assert!(batch.report().joins > 2 && batch.report().leaves > 2, "{:?} on {name}", batch.report());
+        }
+    }
+}
+
+#[test]
 fn a_prefix_hit_gives_the_same_tokens_on_every_device() {
     let target = embedded(gpt2_burn_pair::TARGET);
     let request = greedy(&prompts(), 12);
@@ -127,6 +175,10 @@ fn a_prefix_hit_gives_the_same_tokens_on_every_device() {
                 let output = generator.complete(&request).unwrap();
                 assert_eq!(ids(&output), expected, "call {call} on {name}");
                 assert!(output.report.reused_prompt_tokens >= least, "call {call} on {name}");
+                // The second time, the last token of each, in a step of its own.
+                let (computed, steps) = (output.report.computed_prompt_tokens, output.report.step_seconds.len());
+                assert!(call == 1 || computed == 4, "{computed} on {name}");
+                assert_eq!(steps, 11, "call {call} on {name}");
             }
         }
     }
