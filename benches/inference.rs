@@ -113,8 +113,8 @@ impl Bench {
         Ok(())
     }
 
-    /// What it takes that a row joins a batch of 32 and one leaves it: the difference of both, a hundredth each, since the model
-    /// computes next to nothing.
+    /// What it takes that a row joins a batch of 32 and one leaves it: a hundredth of the difference of both, since the
+    /// model computes next to nothing.
     fn joins(&mut self) -> Result<()> {
         const STEPS: usize = 100;
         let config = Gpt2Config { vocab_size: 64, n_embd: 8, n_layer: 1, n_head: 1, ..Gpt2Config::default() };

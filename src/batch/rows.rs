@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::row::Row;
 use super::{Batch, FinishReason, RowEvent, RowId};
 use crate::Result;
+use crate::cache::retain;
 use crate::speculative::Speculating;
 
 impl Batch<'_> {
@@ -57,7 +58,7 @@ impl Batch<'_> {
     fn push(&mut self, id: RowId) -> Result<usize> {
         let place = self.runner.push()?;
         if let Err(error) = self.take_place(id, place) {
-            self.runner.remove(&[place]);
+            self.runner.truncate_rows(place);
             return Err(error);
         }
         Ok(place)
@@ -87,7 +88,7 @@ impl Batch<'_> {
             }
         }
         // Rows of the runner that nobody has taken.
-        self.runner.remove(&(first + joined.len()..self.runner.rows()).rev().collect::<Vec<_>>());
+        self.runner.truncate_rows(first + joined.len());
         joined
     }
 
@@ -136,23 +137,21 @@ impl Batch<'_> {
             ended.push(place);
             self.rows.remove(&id);
         }
-        // The last first, since those behind one move up.
-        ended.sort_unstable_by(|one, other| other.cmp(one));
         self.vacate(&ended);
     }
 
-    /// Takes places out, of which a later one is named first; those behind them move up.
+    /// Takes places out; those behind them move up.
     fn vacate(&mut self, places: &[usize]) {
         if places.is_empty() {
             return;
         }
-        self.runner.remove(places);
+        let mut is_kept = vec![true; self.places.len()];
+        places.iter().for_each(|&place| is_kept[place] = false);
+        self.runner.retain(&is_kept);
         if let Some(speculating) = &mut self.speculating {
-            speculating.remove(places);
+            speculating.retain(&is_kept);
         }
-        for &place in places {
-            self.places.remove(place);
-        }
+        retain(&mut self.places, &is_kept);
         for (place, id) in self.places.iter().enumerate() {
             if let Some(row) = self.rows.get_mut(id) {
                 row.place = Some(place);

@@ -58,14 +58,16 @@ impl LayerCache {
         });
     }
 
-    /// Writes the first `len` positions of row `from` over those of row `to`, in place.
-    pub fn copy_within(&mut self, from: usize, to: usize, len: usize) {
+    /// Writes the first `len` positions of row `from` over those of the rows `to`, in place.
+    pub fn copy_within(&mut self, from: usize, to: &[usize], len: usize) {
         self.held = self.held.take().map(|held| {
             let copy = |buffer: Tensor<4>| {
                 let [_, heads, _, head_dim] = buffer.dims();
                 // In memory of its own: a view would be a second reference, for which the assignment copied the buffer.
                 let row = own(buffer.clone().narrow(0, from, 1).narrow(2, 0, len));
-                buffer.slice_assign([to..to + 1, 0..heads, 0..len, 0..head_dim], row)
+                to.iter().fold(buffer, |buffer, &to| {
+                    buffer.slice_assign([to..to + 1, 0..heads, 0..len, 0..head_dim], row.clone())
+                })
             };
             States { keys: copy(held.keys), values: copy(held.values) }
         });

@@ -12,6 +12,7 @@ use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
 use layer::LayerCache;
+pub(crate) use rows::retain;
 pub use segment::KvSegment;
 pub(crate) use states::{States, rectangle};
 

@@ -28,32 +28,32 @@ impl KvCache {
         Ok(())
     }
 
-    /// Makes row `to` hold the first `len` tokens of row `from`; nothing else is copied.
+    /// Makes each of the rows `to` hold the first `len` tokens of row `from`; nothing else is copied.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if there are no such rows, they are one, or row `from` is shorter. The cache is then as it was.
-    pub fn copy_prefix(&mut self, from: usize, to: usize, len: usize) -> Result<()> {
+    /// [`Error::Mismatch`] if there are no such rows, row `from` is one of the others, or it is shorter. The cache is then as it was.
+    pub fn copy_prefix(&mut self, from: usize, to: &[usize], len: usize) -> Result<()> {
         let rows = self.batch();
-        if let Some(row) = [from, to].into_iter().find(|row| *row >= rows) {
+        if let Some(row) = to.iter().chain([&from]).find(|row| **row >= rows) {
             return Err(Error::mismatch("row of the cache", format!("less than {rows}"), row));
         }
-        if from == to {
-            return Err(Error::mismatch("row to copy a prefix to", format!("another one than row {from}"), to));
+        if to.contains(&from) {
+            return Err(Error::mismatch("row to copy a prefix to", format!("another one than row {from}"), from));
         }
         if len > self.lens[from] {
             return Err(Error::mismatch("tokens to copy of a row", format!("at most {}", self.lens[from]), len));
         }
-        if len > 0 {
-            let (from, to) = (self.slots[from], self.slots[to]);
+        if len > 0 && !to.is_empty() {
+            let (from, slots) = (self.slots[from], to.iter().map(|&row| self.slots[row]).collect::<Vec<usize>>());
             let layers: Vec<&mut LayerCache> = self.layers.iter_mut().collect();
             match has_kernels(&self.device) && !runs_ahead(&self.device) {
                 // Most of the time goes into asking for memory, which threads do faster.
-                true => Threads::for_each(layers, |layer| layer.copy_within(from, to, len)),
-                false => layers.into_iter().for_each(|layer| layer.copy_within(from, to, len)),
+                true => Threads::for_each(layers, |layer| layer.copy_within(from, &slots, len)),
+                false => layers.into_iter().for_each(|layer| layer.copy_within(from, &slots, len)),
             }
         }
-        self.lens[to] = len;
+        to.iter().for_each(|&row| self.lens[row] = len);
         Ok(())
     }
 
@@ -92,44 +92,28 @@ impl KvCache {
         if row >= rows {
             return Err(Error::mismatch("row of the cache", format!("less than {rows}"), row));
         }
-        match self.storage {
-            CacheStorage::Growing if rows > 1 => {
-                self.gather(&(0..rows).filter(|&kept| kept != row).collect::<Vec<_>>())
-            }
-            CacheStorage::Growing => {
-                self.layers.fill_with(LayerCache::default);
-                (self.lens, self.slots) = (Vec::new(), Vec::new());
-                Ok(())
-            }
-            CacheStorage::Preallocated => {
-                self.lens.remove(row);
-                let slot = self.slots.remove(row);
-                let place = self.free.partition_point(|free| *free > slot);
-                self.free.insert(place, slot);
-                Ok(())
-            }
-        }
+        self.retain(&(0..rows).map(|kept| kept != row).collect::<Vec<bool>>())
     }
 
-    /// Takes rows out, of which a later one is named first, as [`remove`](Self::remove) does one by one.
+    /// Takes out each row `b` of which `is_kept[b]` is false, as [`remove`](Self::remove) does one by one.
     ///
     /// # Errors
     ///
     /// As [`remove`](Self::remove).
-    pub(crate) fn remove_rows(&mut self, rows: &[usize]) -> Result<()> {
-        if self.storage == CacheStorage::Preallocated || rows.len() < 2 {
-            return rows.iter().try_for_each(|&row| self.remove(row));
+    pub(crate) fn retain(&mut self, is_kept: &[bool]) -> Result<()> {
+        if !is_kept.contains(&true) {
+            self.remove_all();
+            return Ok(());
         }
-        let mut is_kept = vec![true; self.batch()];
-        rows.iter().for_each(|&row| is_kept[row] = false);
-        let kept: Vec<usize> = (0..self.batch()).filter(|&row| is_kept[row]).collect();
-        match kept.is_empty() {
-            true => {
-                self.remove_all();
-                Ok(())
-            }
-            false => self.gather(&kept),
+        let rows = 0..self.batch();
+        if self.storage == CacheStorage::Growing {
+            return self.gather(&rows.filter(|&row| is_kept[row]).collect::<Vec<_>>());
         }
+        self.free.extend(rows.filter(|&row| !is_kept[row]).map(|row| self.slots[row]));
+        self.free.sort_unstable_by(|one, other| other.cmp(one));
+        retain(&mut self.lens, is_kept);
+        retain(&mut self.slots, is_kept);
+        Ok(())
     }
 
     /// Makes row `i` what row `rows[i]` was: rows can be reordered, repeated and left out.
@@ -210,4 +194,10 @@ impl KvCache {
         self.lens[row] = len;
         Ok(())
     }
+}
+
+/// Takes out what is not to be kept, one after the other.
+pub(crate) fn retain<T>(items: &mut Vec<T>, is_kept: &[bool]) {
+    let mut is_kept = is_kept.iter();
+    items.retain(|_| is_kept.next().copied().unwrap_or(true));
 }

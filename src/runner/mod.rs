@@ -10,6 +10,7 @@ mod prefill;
 
 use burn::tensor::{DType, Tensor};
 
+use crate::cache::retain;
 use crate::model::RunAhead;
 use crate::prefix::Prefixes;
 use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, MemoryLimit, Result, TokenBatch};
@@ -138,29 +139,28 @@ impl<'a> Runner<'a> {
                 self.held.extend(vec![self.held[row].clone(); times]);
             }
             _ => {
-                for _ in 0..times {
-                    let new = self.push()?;
-                    self.copy(row, new, tokens)?;
-                }
+                let new = (0..times).map(|_| self.push()).collect::<Result<Vec<usize>>>()?;
+                self.copy(row, &new, tokens)?;
             }
         }
         Ok(())
     }
 
-    /// Takes rows out, of which a later one is named first; those behind them move up. Where there is no room for what that copies,
+    /// Takes out each row `b` of which `is_kept[b]` is false; those behind it move up. Where there is no room for what that copies,
     /// nothing is known any more.
-    pub fn remove(&mut self, rows: &[usize]) {
-        if rows.is_empty() {
-            return;
-        }
+    pub fn retain(&mut self, is_kept: &[bool]) {
         (self.ahead, self.has_left) = (None, true);
-        let removed = self.cache.as_mut().map_or(Ok(()), |cache| cache.remove_rows(rows));
-        for &row in rows {
-            self.held.remove(row);
-        }
-        if removed.is_err() {
+        retain(&mut self.held, is_kept);
+        if self.cache.as_mut().is_some_and(|cache| cache.retain(is_kept).is_err()) {
             self.cache = None;
             self.held.iter_mut().for_each(Vec::clear);
+        }
+    }
+
+    /// Takes out all rows behind the first `rows`.
+    pub fn truncate_rows(&mut self, rows: usize) {
+        if rows < self.rows() {
+            self.retain(&(0..self.rows()).map(|row| row < rows).collect::<Vec<bool>>());
         }
     }
 
@@ -173,13 +173,13 @@ impl<'a> Runner<'a> {
         self.held[row].clear();
     }
 
-    /// Makes what is known of row `to` the first `tokens` that are known of row `from`.
-    pub fn copy(&mut self, from: usize, to: usize, tokens: usize) -> Result<()> {
+    /// Makes what is known of each of the rows `to` the first `tokens` that are known of row `from`.
+    pub fn copy(&mut self, from: usize, to: &[usize], tokens: usize) -> Result<()> {
         self.ahead = None;
         if let Some(cache) = &mut self.cache {
             cache.copy_prefix(from, to, tokens)?;
         }
-        self.held[to] = self.held[from][..tokens].to_vec();
+        to.iter().for_each(|&row| self.held[row] = self.held[from][..tokens].to_vec());
         Ok(())
     }
 

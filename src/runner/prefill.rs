@@ -67,7 +67,7 @@ impl Runner<'_> {
             let from = rows[source.from];
             let is_there = common(&self.held[from], pending.tokens) >= source.tokens;
             if is_there {
-                self.copy(from, pending.row, source.tokens)?;
+                self.copy(from, &[pending.row], source.tokens)?;
             }
             waits.push(!is_there);
         }

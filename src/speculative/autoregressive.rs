@@ -92,8 +92,8 @@ impl Proposer for ModelProposer<'_> {
         self.runner.wipe(row);
     }
 
-    fn remove(&mut self, rows: &[usize]) {
-        self.runner.remove(rows);
+    fn retain(&mut self, is_kept: &[bool]) {
+        self.runner.retain(is_kept);
     }
 
     fn make_cache(&mut self) -> Result<()> {

@@ -269,8 +269,8 @@ impl<'a> Speculating<'a> {
         self.proposer.wipe(row);
     }
 
-    pub fn remove(&mut self, rows: &[usize]) {
-        self.proposer.remove(rows);
+    pub fn retain(&mut self, is_kept: &[bool]) {
+        self.proposer.retain(is_kept);
     }
 
     pub fn make_cache(&mut self) -> Result<()> {

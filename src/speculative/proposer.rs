@@ -81,8 +81,8 @@ pub trait Proposer: Send {
     /// Forgets a row whose numbers are none.
     fn wipe(&mut self, _row: usize) {}
 
-    /// Takes rows out, of which a later one is named first; those behind them move up.
-    fn remove(&mut self, _rows: &[usize]) {}
+    /// Takes out each row `b` of which `is_kept[b]` is false; those behind it move up.
+    fn retain(&mut self, _is_kept: &[bool]) {}
 
     /// Asks for the memory of a cache of its own now, and not with the first draft.
     fn make_cache(&mut self) -> Result<()> {

@@ -95,9 +95,9 @@ impl Proposer for ScriptProposer<'_> {
         }
     }
 
-    fn remove(&mut self, rows: &[usize]) {
+    fn retain(&mut self, is_kept: &[bool]) {
         if let Some(model) = &mut self.model {
-            model.remove(rows);
+            model.retain(is_kept);
         }
     }
 

@@ -232,6 +232,43 @@ fn a_preallocated_cache_is_written_in_place_for_900_steps() {
     }
 }
 
+/// A row that comes takes the first free slot, and may begin with what another one holds; the others stay where they are.
+#[test]
+fn rows_that_come_begin_with_what_others_hold_and_move_nothing() {
+    let plain = random_model(small_config());
+    for model in [plain.clone(), plain.prepare(WeightFormat::F32).unwrap()] {
+        for storage in STORAGES {
+            let mut cache = model.cache(storage, 3, 20).unwrap();
+            append(&model, &mut cache, &[vec![1, 2, 3, 4], vec![5], vec![6, 7]], Logits::Last);
+            cache.remove(1).unwrap();
+            let place = |cache: &KvCache| (address(cache.buffers(1).unwrap().1), cache.bytes().reserved);
+            let before = place(&cache);
+            cache.push().unwrap();
+            assert_eq!(cache.lens(), [4, 2, 0]);
+            cache.copy_prefix(0, &[2], 3).unwrap();
+            assert!(storage == CacheStorage::Growing || place(&cache) == before, "there was a slot");
+            // There is no slot left: the buffers become longer.
+            cache.push().unwrap();
+            cache.push().unwrap();
+            cache.copy_prefix(1, &[3, 4], 2).unwrap();
+            assert_eq!(cache.lens(), [4, 2, 3, 2, 2]);
+            let new = [vec![8], vec![9], vec![10, 11], vec![12], vec![13]];
+            let logits = append(&model, &mut cache, &new, Logits::Last);
+            let texts = [&[1, 2, 3, 4, 8][..], &[6, 7, 9], &[1, 2, 3, 10, 11], &[6, 7, 12], &[6, 7, 13]];
+            for (logits, text) in logits.iter().zip(texts) {
+                assert_same(logits, &logits_of(&model, text).pop().unwrap());
+            }
+            for (from, to, len) in [(0, 0, 1), (0, 5, 1), (5, 0, 1), (1, 0, 4)] {
+                assert!(
+                    matches!(cache.copy_prefix(from, &[to], len), Err(Error::Mismatch { .. })),
+                    "{from} {to} {len}"
+                );
+            }
+            assert_eq!(cache.lens(), [5, 3, 5, 3, 3]);
+        }
+    }
+}
+
 /// What the others hold stays where it is, and goes on beside an empty slot.
 #[test]
 fn a_row_that_is_removed_copies_nothing() {

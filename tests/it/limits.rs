@@ -255,6 +255,8 @@ enum Call {
     Fork(usize, usize),
     Reserve(usize),
     Clear,
+    Push,
+    CopyPrefix(usize, usize, usize),
     CopyRow(usize, usize),
     Segment(usize, usize, usize),
     AppendSegments(usize, usize),
@@ -269,6 +271,8 @@ fn calls() -> impl Strategy<Value = Call> {
         2 => (0_usize..4, sizes()).prop_map(|(row, times)| Call::Fork(row, times)),
         1 => sizes().prop_map(Call::Reserve),
         1 => Just(Call::Clear),
+        1 => Just(Call::Push),
+        1 => (sizes(), sizes(), sizes()).prop_map(|(from, to, len)| Call::CopyPrefix(from, to, len)),
         1 => (sizes(), sizes()).prop_map(|(row, from)| Call::CopyRow(row, from)),
         1 => (sizes(), sizes(), sizes()).prop_map(|(row, start, end)| Call::Segment(row, start, end)),
         1 => (sizes(), sizes()).prop_map(|(rows, tokens)| Call::AppendSegments(rows, tokens)),
@@ -287,6 +291,8 @@ fn apply(model: &Gpt2, cache: &mut KvCache, call: &Call) -> Result<(), Error> {
         Call::Remove(row) => cache.remove(*row),
         Call::Fork(row, times) => cache.fork(*row, *times),
         Call::Reserve(capacity) => cache.reserve(*capacity),
+        Call::Push => cache.push(),
+        Call::CopyPrefix(from, to, len) => cache.copy_prefix(*from, &[*to], *len),
         Call::Clear => {
             cache.clear();
             Ok(())

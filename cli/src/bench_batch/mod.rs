@@ -1,4 +1,5 @@
-//! Times requests that arrive over time: in one batch that they join and leave, and in batches that wait for each other.
+//! Times requests that arrive over time: in one batch that they join and leave, and in batches that wait for each
+//! other.
 //!
 //!     gpt2 bench-batch
 //!     gpt2 bench-batch --rate 20
@@ -25,7 +26,7 @@ use work::{Job, Span, Work};
 use crate::args::model::{ModelArgs, published};
 use crate::args::{Failure, Given, at_least_one};
 
-/// Times requests that arrive over time, in one batch that they join and leave, and in batches that wait for each other.
+/// Times requests that arrive over time, in one batch that they join and leave, and in batches that wait for others.
 #[derive(clap::Args, Debug)]
 pub struct Args {
     #[command(flatten)]
