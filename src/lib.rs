@@ -20,7 +20,7 @@ pub mod speculative;
 pub mod tokenizer;
 
 pub use burn;
-pub use cache::{CacheStorage, KvCache, KvSegment};
+pub use cache::{CacheStorage, KvCache, KvCacheConfig, KvSegment};
 pub use checkpoint::Checkpoint;
 pub use config::{Activation, Gpt2Config};
 pub use device::device;

@@ -104,7 +104,7 @@ impl<'a> Batch<'a> {
                 return Err(Error::mismatch(what, "at least 1", value));
             }
         }
-        let capacity = config.capacity;
+        let capacity = config.cache.capacity;
         Ok(Self {
             runner: Runner::new(model, config)?,
             tokenizer,

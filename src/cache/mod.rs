@@ -1,5 +1,6 @@
 //! [`KvCache`]: keys and values of the tokens that a model has seen.
 
+mod config;
 mod layer;
 mod rows;
 mod segment;
@@ -11,6 +12,7 @@ use crate::backends::AttentionMetadata;
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
+pub use config::KvCacheConfig;
 use layer::LayerCache;
 pub(crate) use rows::retain;
 pub use segment::KvSegment;
@@ -40,13 +42,10 @@ pub struct KvCache {
     slots: Vec<usize>,
     /// The buffers' rows that are none's, the first of them last.
     free: Vec<usize>,
-    storage: CacheStorage,
-    capacity: usize,
+    config: KvCacheConfig,
     /// Layers, heads, width of a head and positions of the model that this cache is for.
     shape: [usize; 4],
-    dtype: DType,
     device: Device,
-    limit: MemoryLimit,
 }
 
 /// Bytes that a cache takes.
@@ -63,85 +62,11 @@ impl KvCache {
     /// Positions by which the buffers grow on request: growing a token at a time would copy everything each time.
     pub const BLOCK: usize = 64;
 
-    /// An empty cache of `batch` rows of up to `capacity` tokens, for models of this shape.
-    ///
-    /// A preallocated cache takes 2 x layers x batch x capacity x width x element size bytes at once; a growing one
-    /// takes nothing yet, and `capacity` only bounds it.
-    ///
-    /// # Errors
-    ///
-    /// [`Error::EmptyBatch`] for no rows; [`Error::Mismatch`] for a capacity that is 0 or beyond the model's context, or with
-    /// which a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`] if the buffers take more than
-    /// [the system](MemoryLimit::system) gives; [`Error::Device`] for an unsupported `dtype`.
-    pub fn new(
-        config: &Gpt2Config,
-        storage: CacheStorage,
-        batch: usize,
-        capacity: usize,
-        dtype: DType,
-        device: &Device,
-    ) -> Result<Self> {
-        Self::new_within(config, storage, batch, capacity, dtype, device, MemoryLimit::system())
-    }
-
-    /// As [`new`](Self::new), of which all buffers together, with one layer's that are copied when they grow, take up to `limit`.
-    /// So may what a forward takes besides.
-    ///
-    /// # Errors
-    ///
-    /// As [`new`](Self::new).
-    pub fn new_within(
-        config: &Gpt2Config,
-        storage: CacheStorage,
-        batch: usize,
-        capacity: usize,
-        dtype: DType,
-        device: &Device,
-        limit: MemoryLimit,
-    ) -> Result<Self> {
-        config.validate()?;
-        gpt2_burn_backends::check_dtype(device, dtype)?;
-        if batch == 0 {
-            return Err(Error::EmptyBatch);
-        }
-        if !(1..=config.n_positions).contains(&capacity) {
-            let expected = format!("1 to {} (n_positions)", config.n_positions);
-            return Err(Error::mismatch("capacity of the cache", expected, capacity));
-        }
-        let (heads, head_dim) = (config.n_head, config.head_dim());
-        let shape = [config.n_layer, heads, head_dim, config.n_positions];
-        // Without rows yet: the lengths of so many may not fit either.
-        let mut cache = Self {
-            layers: Vec::new(),
-            lens: Vec::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            storage,
-            capacity,
-            shape,
-            dtype,
-            device: device.clone(),
-            limit,
-        };
-        cache.check_buffers(batch, if storage == CacheStorage::Growing { 0 } else { capacity })?;
-        cache.layers = (0..config.n_layer)
-            .map(|_| match storage {
-                CacheStorage::Preallocated => {
-                    LayerCache::preallocated([batch, heads, capacity, head_dim], dtype, device)
-                }
-                CacheStorage::Growing => LayerCache::default(),
-            })
-            .collect();
-        cache.lens = vec![0; batch];
-        cache.slots = (0..batch).collect();
-        Ok(cache)
-    }
-
     /// Checks that there may be buffers for `batch` rows of `positions`, instead of those that there are: every place that makes
     /// or lengthens some asks here first.
     fn check_buffers(&self, batch: usize, positions: usize) -> Result<()> {
         let [layers, heads, head_dim, _] = self.shape;
-        let buffer = product([batch, heads, positions, head_dim, self.dtype.size()]);
+        let buffer = product([batch, heads, positions, head_dim, self.config.dtype.size()]);
         let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
         check_buffer(what, buffer, &self.device)?;
         let layer = buffer.saturating_mul(2);
@@ -150,10 +75,10 @@ impl KvCache {
         let copied = if held > 0 { layer } else { 0 };
         let all = product([layers, layer]).saturating_add(copied);
         // The system has given what is held.
-        let asked = if self.limit.is_system() { all.saturating_sub(held) } else { all };
+        let asked = if self.config.limit.is_system() { all.saturating_sub(held) } else { all };
         // What is kept of a row besides.
         let rows = product([batch, 4 * size_of::<usize>()]);
-        self.limit.check_on(&self.device, "a key-value cache", rows, asked)
+        self.config.limit.check_on(&self.device, "a key-value cache", rows, asked)
     }
 
     /// Positions for which the buffers have room.
@@ -173,12 +98,12 @@ impl KvCache {
 
     /// How keys and values are held.
     pub fn storage(&self) -> CacheStorage {
-        self.storage
+        self.config.storage
     }
 
     /// Element type of the keys and values.
     pub fn dtype(&self) -> DType {
-        self.dtype
+        self.config.dtype
     }
 
     /// Number of rows.
@@ -188,7 +113,7 @@ impl KvCache {
 
     /// Tokens that a row can hold.
     pub fn capacity(&self) -> usize {
-        self.capacity
+        self.config.capacity
     }
 
     /// Tokens that row `row` holds, at positions `0..len(row)`; 0 for a row that does not exist.
@@ -211,7 +136,7 @@ impl KvCache {
         let [layers, heads, head_dim, _] = self.shape;
         let tokens: usize = self.lens.iter().sum();
         CacheBytes {
-            live: 2 * layers * heads * head_dim * self.dtype.size() * tokens,
+            live: 2 * layers * heads * head_dim * self.config.dtype.size() * tokens,
             reserved: self.layers.iter().map(LayerCache::bytes).sum(),
         }
     }
@@ -248,21 +173,21 @@ impl KvCache {
     /// [`Error::OutOfMemory`]. The cache is then as it was.
     pub fn reserve(&mut self, capacity: usize) -> Result<()> {
         let [.., n_positions] = self.shape;
-        if capacity <= self.capacity {
+        if capacity <= self.config.capacity {
             return Ok(());
         }
         if capacity > n_positions {
             let expected = format!("at most {n_positions} (n_positions)");
             return Err(Error::mismatch("capacity of the cache", expected, capacity));
         }
-        let blocks = (capacity - self.capacity).div_ceil(Self::BLOCK);
-        let capacity = (self.capacity + blocks * Self::BLOCK).min(n_positions);
-        if self.storage == CacheStorage::Preallocated {
+        let blocks = (capacity - self.config.capacity).div_ceil(Self::BLOCK);
+        let capacity = (self.config.capacity + blocks * Self::BLOCK).min(n_positions);
+        if self.config.storage == CacheStorage::Preallocated {
             self.check_buffers(self.buffer_rows(), capacity)?;
             let filled = self.longest();
             self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
         }
-        self.capacity = capacity;
+        self.config.capacity = capacity;
         Ok(())
     }
 
@@ -288,11 +213,11 @@ impl KvCache {
             if tokens > config.n_positions {
                 return Err(Error::ContextOverflow { row, tokens, n_positions: config.n_positions });
             }
-            if tokens > self.capacity {
-                return Err(Error::CacheFull { row, tokens, capacity: self.capacity });
+            if tokens > self.config.capacity {
+                return Err(Error::CacheFull { row, tokens, capacity: self.config.capacity });
             }
         }
-        match self.storage {
+        match self.config.storage {
             CacheStorage::Preallocated => Ok(()),
             CacheStorage::Growing => {
                 let tokens = self.lens.iter().zip(query_lens).map(|(held, new)| held + new);
@@ -303,7 +228,7 @@ impl KvCache {
 
     /// Bytes that may be asked for.
     pub(crate) fn limit(&self) -> MemoryLimit {
-        self.limit
+        self.config.limit
     }
 
     /// Writes the new keys and values, `[N, H, D]`, of one layer behind what each row holds, and returns the layer's buffers in
@@ -311,9 +236,9 @@ impl KvCache {
     /// only with [`advance`](Self::advance).
     pub(crate) fn append(&mut self, layer: usize, new: [Tensor<3>; 2], metadata: &AttentionMetadata) -> States {
         let layer = &mut self.layers[layer];
-        match self.storage {
+        match self.config.storage {
             CacheStorage::Preallocated => layer.write(new, metadata),
-            CacheStorage::Growing => layer.grow(new, self.dtype, &self.lens, metadata),
+            CacheStorage::Growing => layer.grow(new, self.config.dtype, &self.lens, metadata),
         }
     }
 

@@ -106,7 +106,7 @@ impl KvCache {
             return Ok(());
         }
         let rows = 0..self.batch();
-        if self.storage == CacheStorage::Growing {
+        if self.config.storage == CacheStorage::Growing {
             return self.gather(&rows.filter(|&row| is_kept[row]).collect::<Vec<_>>());
         }
         self.free.extend(rows.filter(|&row| !is_kept[row]).map(|row| self.slots[row]));
@@ -149,7 +149,7 @@ impl KvCache {
         self.free = (0..self.buffer_rows()).rev().collect();
         self.lens.clear();
         self.slots.clear();
-        if self.storage == CacheStorage::Growing {
+        if self.config.storage == CacheStorage::Growing {
             self.layers.fill_with(LayerCache::default);
             self.free.clear();
         }
@@ -173,10 +173,10 @@ impl KvCache {
             return Err(Error::mismatch(what, describe(self), describe(other)));
         }
         let len = other.len(from);
-        if len > self.capacity {
-            return Err(Error::CacheFull { row, tokens: len, capacity: self.capacity });
+        if len > self.config.capacity {
+            return Err(Error::CacheFull { row, tokens: len, capacity: self.config.capacity });
         }
-        if self.storage == CacheStorage::Growing && len > self.longest() {
+        if self.config.storage == CacheStorage::Growing && len > self.longest() {
             self.check_buffers(self.batch(), len)?;
         }
         let [_, heads, head_dim, _] = self.shape;
@@ -188,7 +188,7 @@ impl KvCache {
             if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
                 let part = |buffer: Tensor<4>| buffer.narrow(0, other_slot, 1).narrow(2, 0, len);
                 let new = States { keys: part(keys), values: part(values) };
-                layer.write_row(self.slots[row], new.rounded(self.dtype), shape, filled);
+                layer.write_row(self.slots[row], new.rounded(self.config.dtype), shape, filled);
             }
         }
         self.lens[row] = len;

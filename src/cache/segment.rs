@@ -11,7 +11,7 @@ use super::{CacheStorage, KvCache, States};
 use crate::backends::{has_kernels, runs_ahead};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
+use crate::{Error, Result, Threads};
 
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
@@ -88,35 +88,12 @@ impl KvCache {
             return Err(Error::mismatch("positions of a row", expected, format!("{positions:?}")));
         }
         let [layers, heads, head_dim, _] = self.shape;
-        let bytes = product([layers, heads, positions.len(), head_dim, self.dtype.size()]);
+        let bytes = product([layers, heads, positions.len(), head_dim, self.config.dtype.size()]);
         check_buffer("bytes of a segment's keys", bytes, &self.device)?;
         let part = |all: Tensor<4>| all.narrow(0, self.slots[row], 1).narrow(2, positions.start, positions.len());
         let buffers = self.layers.iter().filter_map(LayerCache::buffers);
         let (keys, values): (Vec<_>, Vec<_>) = buffers.map(|(keys, values)| (part(keys), part(values))).unzip();
         Ok(KvSegment::new(stack(&keys), stack(&values)))
-    }
-
-    /// As [`new_within`](Self::new_within) for `rows.len()` rows, followed by [`append_segments`](Self::append_segments), without writing
-    /// the same memory twice.
-    ///
-    /// # Errors
-    ///
-    /// As both.
-    pub fn with_segments(
-        config: &Gpt2Config,
-        storage: CacheStorage,
-        capacity: usize,
-        dtype: DType,
-        device: &Device,
-        rows: &[Vec<(KvSegment, usize)>],
-        limit: MemoryLimit,
-    ) -> Result<Self> {
-        // A growing cache has no buffers yet.
-        let growing = CacheStorage::Growing;
-        let mut cache = Self::new_within(config, growing, rows.len(), capacity, dtype, device, limit)?;
-        cache.storage = storage;
-        cache.append_segments(rows)?;
-        Ok(cache)
     }
 
     /// Appends to each row `b` the segments `rows[b]`, one after the other, and of each so many tokens from its beginning
@@ -131,8 +108,8 @@ impl KvCache {
         let lens = self.check_segments(rows)?;
         let [_, heads, head_dim, _] = self.shape;
         // What the buffers must hold.
-        let positions = match self.storage {
-            CacheStorage::Preallocated => self.capacity,
+        let positions = match self.config.storage {
+            CacheStorage::Preallocated => self.config.capacity,
             CacheStorage::Growing => lens.iter().copied().max().unwrap_or(0),
         };
         if self.layers.iter().any(|layer| layer.positions() < positions) {
@@ -145,13 +122,13 @@ impl KvCache {
             let mut known: HashMap<(*const States, usize), States> = HashMap::new();
             let mut part = |(segment, tokens): &(KvSegment, usize)| {
                 let key = (Arc::as_ptr(&segment.states), *tokens);
-                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.dtype)).clone()
+                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.config.dtype)).clone()
             };
             let rows: Vec<Vec<States>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
             match layer.is_made() {
                 true => layer.append_rows(&rows, &places, positions),
-                false => *layer = LayerCache::with_rows(&rows, shape, self.dtype, &self.device),
+                false => *layer = LayerCache::with_rows(&rows, shape, self.config.dtype, &self.device),
             }
         };
         let layers = self.layers.iter_mut().enumerate().filter(|_| positions > 0);
@@ -188,8 +165,8 @@ impl KvCache {
                 }
                 lens[row] += tokens;
             }
-            if lens[row] > self.capacity {
-                return Err(Error::CacheFull { row, tokens: lens[row], capacity: self.capacity });
+            if lens[row] > self.config.capacity {
+                return Err(Error::CacheFull { row, tokens: lens[row], capacity: self.config.capacity });
             }
         }
         Ok(lens)

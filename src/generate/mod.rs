@@ -22,7 +22,7 @@ use crate::prefix::{Fingerprint, Plan, PrefixCache, Prefixes};
 use crate::runner::RunnerConfig;
 use crate::speculative::{Draft, Speculating};
 use crate::tokenizer::Tokenizer;
-use crate::{Error, Gpt2, MemoryLimit, Result};
+use crate::{Error, Gpt2, KvCacheConfig, MemoryLimit, Result};
 
 /// A model with what it needs to turn requests into text.
 ///
@@ -243,14 +243,16 @@ impl Generator {
             let what = "decoder beside a cache of prefixes";
             return Err(Error::mismatch(what, "one with keys and values", &self.decoder));
         }
-        let (rows, dtype, prefixes) = (options.max_rows, self.cache_dtype(), self.prefixes.clone());
-        let config = RunnerConfig { storage, rows, capacity, dtype, limit, prefixes };
+        let dtype = self.cache_dtype();
+        let cache = KvCacheConfig::new(options.max_rows, capacity).with_dtype(dtype).with_limit(limit);
+        let cache = cache.with_storage(storage.unwrap_or_default());
+        let config = RunnerConfig { cache, keeps: storage.is_some(), prefixes: self.prefixes.clone() };
         let speculating = match (&self.decoder, &self.draft) {
             (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
             (Decoder::Speculative(speculation), Some(draft)) => {
                 let own = draft.model().map_or(dtype, Gpt2::dtype);
-                let dtype = self.cache_dtype.unwrap_or(own);
-                let config = RunnerConfig { dtype, prefixes: self.draft_prefixes.clone(), ..config.clone() };
+                let cache = cache.with_dtype(self.cache_dtype.unwrap_or(own));
+                let config = RunnerConfig { cache, prefixes: self.draft_prefixes.clone(), ..config };
                 Some(Speculating::new(speculation.draft_len, draft, &self.model, config)?)
             }
             _ => None,

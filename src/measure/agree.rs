@@ -4,7 +4,7 @@ use crate::generate::{GenerateRequest, Generator, Stop};
 use crate::perplexity::chunks;
 use crate::runner::{Runner, RunnerConfig, Turn};
 use crate::sampling::Sampling;
-use crate::{Error, Gpt2, MemoryLimit, Result};
+use crate::{Error, Gpt2, KvCacheConfig, Result};
 
 /// Where naive decoding preferred its token to the decoder's by less than this, it is a tie: shapes change the order of
 /// sums, and with it the last digits of a logit.
@@ -205,9 +205,10 @@ fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) ->
 fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f32>> {
     let model = generator.model();
     let capacity = (prompt.len() + fed.len()).min(model.config().n_positions);
-    let (storage, dtype) = (generator.decoder().storage(), generator.cache_dtype());
-    let limit = MemoryLimit::system();
-    let mut runner = Runner::new(model, RunnerConfig { storage, rows: 1, capacity, dtype, limit, prefixes: None })?;
+    let storage = generator.decoder().storage();
+    let cache = KvCacheConfig::new(1, capacity).with_dtype(generator.cache_dtype());
+    let cache = cache.with_storage(storage.unwrap_or_default());
+    let mut runner = Runner::new(model, RunnerConfig { cache, keeps: storage.is_some(), prefixes: None })?;
     let row = runner.push()?;
     let text = [prompt, fed].concat();
     let mut last = Vec::new();

@@ -32,7 +32,7 @@ use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
 use crate::backends::{describe, most_rows, runs_ahead};
-use crate::cache::{CacheStorage, KvCache};
+use crate::cache::{CacheStorage, KvCache, KvCacheConfig};
 use crate::device::is_same_device;
 use crate::{Error, Gpt2Config, Result, Threads};
 pub(crate) use ahead::RunAhead;
@@ -211,9 +211,10 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// As [`KvCache::new`].
+    /// As [`KvCacheConfig::init`](KvCacheConfig::init).
     pub fn cache(&self, storage: CacheStorage, batch: usize, capacity: usize) -> Result<KvCache> {
-        KvCache::new(&self.config, storage, batch, capacity, self.dtype(), &self.device())
+        let config = KvCacheConfig::new(batch, capacity).with_storage(storage).with_dtype(self.dtype());
+        config.init(&self.config, &self.device())
     }
 
     /// Appends the new tokens of each row to its row of the cache, and returns logits.

@@ -13,23 +13,17 @@ use burn::tensor::{DType, Tensor};
 use crate::cache::retain;
 use crate::model::RunAhead;
 use crate::prefix::Prefixes;
-use crate::{CacheStorage, Error, Gpt2, KvCache, Logits, MemoryLimit, Result, TokenBatch};
+use crate::{CacheStorage, Error, Gpt2, KvCache, KvCacheConfig, Logits, Result, TokenBatch};
 pub use logits::RowLogits;
 pub use prefill::Pending;
 
 /// What a runner keeps of rows.
 #[derive(Clone, Debug)]
 pub struct RunnerConfig {
-    /// How keys and values are stored; none: nothing is kept, and each forward computes all tokens of a row.
-    pub storage: Option<CacheStorage>,
-    /// Rows for which there is room from the start.
-    pub rows: usize,
-    /// Most tokens of a row.
-    pub capacity: usize,
-    /// Element type of keys and values.
-    pub dtype: DType,
-    /// What a cache, and a forward, may take.
-    pub limit: MemoryLimit,
+    /// The cache of keys and values, with the rows for which there is room from the start.
+    pub cache: KvCacheConfig,
+    /// Whether they are kept; if not, each forward computes all tokens of a row.
+    pub keeps: bool,
     /// What is known of rows from before.
     pub prefixes: Option<Prefixes>,
 }
@@ -65,9 +59,9 @@ pub struct Turn<'t> {
 impl<'a> Runner<'a> {
     /// Without rows.
     pub fn new(model: &'a Gpt2, config: RunnerConfig) -> Result<Self> {
-        if config.storage.is_some() && model.is_deterministic() && config.dtype != DType::F32 {
+        if config.keeps && model.is_deterministic() && config.cache.dtype != DType::F32 {
             let what = "element type of the cache in the deterministic mode";
-            return Err(Error::mismatch(what, "F32", format!("{:?}", config.dtype)));
+            return Err(Error::mismatch(what, "F32", format!("{:?}", config.cache.dtype)));
         }
         let prefixes = config.prefixes.map(|prefixes| prefixes.now());
         Ok(Self {
@@ -94,7 +88,7 @@ impl<'a> Runner<'a> {
 
     /// Most tokens of a row.
     pub fn capacity(&self) -> usize {
-        self.config.capacity
+        self.config.cache.capacity
     }
 
     /// How many of the first of these tokens are known of a row.
@@ -186,7 +180,7 @@ impl<'a> Runner<'a> {
     /// Computes what is not known of these rows, each named once; returns the logits that are wanted, by row. If it fails, all
     /// rows are as they were, or know less.
     pub fn forward(&mut self, turns: &[Turn<'_>]) -> Result<RowLogits> {
-        if self.config.storage.is_none() {
+        if !self.config.keeps {
             return self.forward_naive(turns);
         }
         self.ahead = None;
@@ -231,10 +225,10 @@ impl<'a> Runner<'a> {
         let wanted: Vec<&Turn<'_>> = turns.iter().filter(|turn| turn.logits > 0).collect();
         let mut logits = RowLogits::default();
         if !wanted.is_empty() {
-            let (config, device, dtype) = (self.model.config(), self.model.device(), self.model.dtype());
-            let (capacity, growing) = (config.n_positions, CacheStorage::Growing);
-            let limit = self.config.limit;
-            let mut cache = KvCache::new_within(config, growing, wanted.len(), capacity, dtype, &device, limit)?;
+            let (config, limit) = (self.model.config(), self.config.cache.limit);
+            let cache = KvCacheConfig::new(wanted.len(), config.n_positions).with_storage(CacheStorage::Growing);
+            let cache = cache.with_dtype(self.model.dtype()).with_limit(limit);
+            let mut cache = cache.init(config, &self.model.device())?;
             let rows: Vec<&[u32]> = wanted.iter().map(|turn| turn.tokens).collect();
             let of_turns: Vec<usize> = wanted.iter().map(|turn| turn.logits).collect();
             let tokens = TokenBatch::new(&rows, self.model)?;
@@ -281,13 +275,10 @@ impl<'a> Runner<'a> {
 
     /// Makes the cache now, and not with the first forward.
     pub fn make_cache(&mut self) -> Result<()> {
-        let RunnerConfig { storage: Some(storage), rows, capacity, dtype, limit, .. } = self.config else {
-            return Ok(());
-        };
-        if self.cache.is_none() {
-            let (config, device) = (self.model.config(), self.model.device());
-            let rows = rows.max(self.rows());
-            let mut cache = KvCache::new_within(config, storage, rows, capacity, dtype, &device, limit)?;
+        if self.config.keeps && self.cache.is_none() {
+            let rows = self.config.cache.rows.max(self.rows());
+            let config = KvCacheConfig { rows, ..self.config.cache };
+            let mut cache = config.init(self.model.config(), &self.model.device())?;
             cache.remove_all();
             self.held.iter().try_for_each(|_| cache.push())?;
             self.cache = Some(cache);

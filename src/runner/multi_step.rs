@@ -6,7 +6,8 @@ use crate::{CacheStorage, Error, Result};
 impl Runner<'_> {
     /// Whether [`multi_step`](Self::multi_step) saves waiting.
     pub fn can_multi_step(&self) -> bool {
-        let keeps = matches!(self.config.storage, Some(CacheStorage::Preallocated)) && self.cache.is_some();
+        let is_in_place = self.config.keeps && self.config.cache.storage == CacheStorage::Preallocated;
+        let keeps = is_in_place && self.cache.is_some();
         keeps && self.model.can_run_ahead()
     }
 

@@ -2,7 +2,7 @@
 
 use super::proposer::{DraftRow, Proposal, Proposer, RowDraft};
 use crate::runner::{Pending, RowLogits, Runner, RunnerConfig, Turn};
-use crate::{Gpt2, Result};
+use crate::{Gpt2, KvCacheConfig, Result};
 
 /// Proposes `lens[i]` tokens for each row: `forward` gives the logits behind turns, `choose` makes proposals of them. All rows that
 /// want one more token go through the model together.
@@ -46,8 +46,9 @@ pub struct ModelProposer<'a> {
 
 impl<'a> ModelProposer<'a> {
     pub fn new(model: &'a Gpt2, config: RunnerConfig) -> Result<Self> {
-        let capacity = config.capacity.min(model.config().n_positions);
-        Ok(Self { runner: Runner::new(model, RunnerConfig { capacity, ..config })? })
+        let capacity = config.cache.capacity.min(model.config().n_positions);
+        let cache = KvCacheConfig { capacity, ..config.cache };
+        Ok(Self { runner: Runner::new(model, RunnerConfig { cache, ..config })? })
     }
 
     /// How many of the tokens that a row wants there is room for; the last token of a draft is not fed back.
@@ -134,11 +135,11 @@ mod tests {
     use super::*;
     use crate::sampling::Sampling;
     use crate::speculative::Acceptance;
-    use crate::{CacheStorage, Gpt2Config, MemoryLimit};
+    use crate::{CacheStorage, Gpt2Config};
 
     fn proposer(model: &Gpt2, storage: CacheStorage, rows: usize) -> ModelProposer<'_> {
-        let (dtype, limit) = (model.dtype(), MemoryLimit::system());
-        let config = RunnerConfig { storage: Some(storage), rows, capacity: 40, dtype, limit, prefixes: None };
+        let cache = KvCacheConfig::new(rows, 40).with_storage(storage).with_dtype(model.dtype());
+        let config = RunnerConfig { cache, keeps: true, prefixes: None };
         let mut proposer = ModelProposer::new(model, config).unwrap();
         (0..rows).for_each(|_| proposer.push().unwrap());
         proposer

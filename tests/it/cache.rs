@@ -5,7 +5,7 @@ use gpt2_burn::burn::backend::Flex;
 use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
 use gpt2_burn::generate::{Decoder, Generator};
-use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, MemoryLimit, TokenBatch, WeightFormat};
+use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, TokenBatch, WeightFormat};
 use proptest::prelude::*;
 
 fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits<'_>) -> Vec<Vec<f32>> {
@@ -89,7 +89,8 @@ fn step() -> impl Strategy<Value = Step> {
 fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps: &[Step]) {
     let n_positions = model.config().n_positions;
     let new_cache = |storage, batch, capacity, dtype| {
-        KvCache::new(model.config(), storage, batch, capacity, dtype, &device()).unwrap()
+        let config = KvCacheConfig::new(batch, capacity).with_storage(storage).with_dtype(dtype);
+        config.init(model.config(), &device()).unwrap()
     };
     let mut cache = new_cache(storage, batch, 9, dtype);
     let mut texts: Vec<Vec<u32>> = vec![Vec::new(); batch];
@@ -312,7 +313,7 @@ fn bytes_are_the_closed_form() {
     cache.truncate(2, 1).unwrap();
     assert_eq!(cache.bytes().live, 2 * layers * 4 * width * 4);
 
-    let half = KvCache::new(&config, CacheStorage::Preallocated, 3, 20, DType::F16, &device()).unwrap();
+    let half = KvCacheConfig::new(3, 20).with_dtype(DType::F16).init(&config, &device()).unwrap();
     assert_eq!(half.bytes().reserved, 2 * layers * 3 * 20 * width * 2);
 
     let mut growing = model.cache(CacheStorage::Growing, 1, 20).unwrap();
@@ -426,9 +427,9 @@ fn a_cache_begun_with_segments_is_in_place_and_as_large_as_another() {
         let mut first = model.cache(storage, 1, 20).unwrap();
         append(&model, &mut first, &[vec![1, 2, 3, 4]], Logits::Last);
         let rows = vec![vec![(first.segment(0, 0..4).unwrap(), 4)], vec![(first.segment(0, 0..2).unwrap(), 2)], vec![]];
-        let new = |rows| {
-            let limit = MemoryLimit::system();
-            KvCache::with_segments(model.config(), storage, 20, DType::F32, &device(), rows, limit)
+        let new = |rows: &[Vec<_>]| {
+            let config = KvCacheConfig::new(rows.len(), 20).with_storage(storage);
+            config.init_with_segments(model.config(), &device(), rows)
         };
         let mut cache = new(&rows).unwrap();
         assert_eq!((cache.lens(), cache.storage(), cache.capacity()), ([4, 2, 0].as_slice(), storage, 20));
@@ -468,7 +469,7 @@ fn tokens_of_a_larger_vocabulary_are_refused() {
 #[test]
 fn a_cache_of_integers_is_refused() {
     for dtype in [DType::I32, DType::F64, DType::U8] {
-        let cache = KvCache::new(&small_config(), CacheStorage::Preallocated, 1, 10, dtype, &device());
+        let cache = KvCacheConfig::new(1, 10).with_dtype(dtype).init(&small_config(), &device());
         assert!(matches!(cache, Err(Error::Device(_))), "{dtype:?}");
     }
 }
@@ -503,7 +504,7 @@ fn keys_beyond_f16_end_a_request_with_an_error() {
 #[test]
 fn a_half_precision_cache_holds_nearly_the_same() {
     let model = random_model(small_config());
-    let mut cache = KvCache::new(model.config(), CacheStorage::Preallocated, 1, 20, DType::F16, &device()).unwrap();
+    let mut cache = KvCacheConfig::new(1, 20).with_dtype(DType::F16).init(model.config(), &device()).unwrap();
     let ids = [3_u32, 14, 15, 9, 26];
     let mut last = Vec::new();
     for id in ids {

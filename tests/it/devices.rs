@@ -251,12 +251,12 @@ fn a_prepared_model_stays_where_it_was_prepared() {
 
 #[test]
 fn a_cache_that_is_too_large_for_a_buffer_is_refused() {
-    use gpt2_burn::{Error, KvCache};
+    use gpt2_burn::{Error, KvCacheConfig};
     let config = Gpt2Config::published("gpt2-xl").unwrap();
     for (name, device) in devices() {
         let Some(limit) = backends::largest_buffer(&device).filter(|limit| *limit < 1 << 33) else { continue };
         let rows = limit / (config.n_embd * config.n_positions * size_of::<f32>()) + 1;
-        let cache = KvCache::new(&config, CacheStorage::Preallocated, rows, config.n_positions, DType::F32, &device);
+        let cache = KvCacheConfig::new(rows, config.n_positions).init(&config, &device);
         assert!(matches!(cache, Err(Error::Mismatch { .. })), "{rows} rows on {name}");
     }
 }

@@ -133,8 +133,8 @@ proptest! {
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| text.iter().map(id).collect()).collect();
         let expected: Vec<_> = texts.iter().map(|text| logits_of(&model, text)).collect();
         for (storage, dtype) in [(STORAGES[0], DType::F32), (STORAGES[1], DType::F32), (STORAGES[1], DType::F16)] {
-            let mut cache =
-                gpt2_burn::KvCache::new(&config, storage, texts.len(), 24, dtype, &device()).unwrap();
+            let cache = gpt2_burn::KvCacheConfig::new(texts.len(), 24).with_storage(storage).with_dtype(dtype);
+            let mut cache = cache.init(&config, &device()).unwrap();
             // Rows of unequal length, in two forwards.
             let cuts: Vec<usize> = texts.iter().map(|text| 1 + cut % (text.len() - 1)).collect();
             for (from, to) in [(vec![0; texts.len()], cuts.clone()), (cuts, texts.iter().map(Vec::len).collect())] {

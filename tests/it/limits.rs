@@ -12,7 +12,9 @@ use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Scripted, Speculation};
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, Logits, MemoryLimit, TokenBatch, WeightFormat};
+use gpt2_burn::{
+    CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, MemoryLimit, TokenBatch, WeightFormat,
+};
 use proptest::prelude::*;
 use proptest::test_runner::{TestCaseResult, TestRunner, contextualize_config};
 
@@ -322,8 +324,8 @@ fn random_calls_to_a_cache_give_a_result_or_an_error_within_its_limit() {
         let property = |(is_growing, batch, capacity, limit, calls): (bool, usize, usize, usize, Vec<Call>)| {
             let storage = if is_growing { CacheStorage::Growing } else { CacheStorage::Preallocated };
             let limit = MemoryLimit::bytes(limit);
-            let (made, taken) =
-                peak(|| KvCache::new_within(model.config(), storage, batch, capacity, DType::F32, &device(), limit));
+            let config = KvCacheConfig::new(batch, capacity).with_storage(storage).with_limit(limit);
+            let (made, taken) = peak(|| config.init(model.config(), &device()));
             prop_assert!(taken <= limit.get().unwrap() + (1 << 16), "{taken} bytes for {batch} rows");
             let Ok(mut cache) = made else { return Ok(()) };
             for call in &calls {
@@ -348,16 +350,19 @@ fn more_rows_than_memory_are_refused_by_the_systems_limit() {
     alone(|| {
         let config = Gpt2Config { n_positions: 1024, n_embd: 768, n_layer: 12, n_head: 12, ..Gpt2Config::default() };
         for batch in [1_000_000, 1 << 40, usize::MAX] {
-            let make = || KvCache::new(&config, CacheStorage::Preallocated, batch, 1024, DType::F32, &device());
+            let make = || KvCacheConfig::new(batch, 1024).init(&config, &device());
             let (made, taken) = peak(make);
             assert!(matches!(made, Err(Error::OutOfMemory { .. })), "{batch} rows");
             assert!(taken < 1 << 20, "{taken} bytes");
         }
         // One that holds nothing takes nothing; but its rows are counted.
-        let growing = |batch| KvCache::new(&config, CacheStorage::Growing, batch, 1024, DType::F32, &device());
+        let growing = |batch| {
+            let growing = KvCacheConfig::new(batch, 1024).with_storage(CacheStorage::Growing);
+            growing.init(&config, &device())
+        };
         assert!(growing(1000).is_ok());
         assert!(matches!(growing(usize::MAX), Err(Error::OutOfMemory { .. })));
-        let mut one = KvCache::new(&config, CacheStorage::Preallocated, 1, 64, DType::F32, &device()).unwrap();
+        let mut one = KvCacheConfig::new(1, 64).init(&config, &device()).unwrap();
         for times in [100_000_000, usize::MAX] {
             let (made, taken) = peak(|| one.fork(0, times));
             assert!(matches!(made, Err(Error::OutOfMemory { .. })) && one.batch() == 1, "{times} copies");
@@ -385,8 +390,8 @@ fn a_growing_cache_that_was_emptied_counts_the_room_that_it_still_has() {
         let model = random_model(small_config());
         let limit = MemoryLimit::bytes(1 << 20);
         for keep in [0, 1] {
-            let growing = CacheStorage::Growing;
-            let mut cache = KvCache::new_within(model.config(), growing, 1, 24, DType::F32, &device(), limit).unwrap();
+            let growing = KvCacheConfig::new(1, 24).with_storage(CacheStorage::Growing).with_limit(limit);
+            let mut cache = growing.init(model.config(), &device()).unwrap();
             model.hidden_states(&TokenBatch::new(&[[7_u32; 24]], &model).unwrap(), &mut cache).unwrap();
             cache.truncate(0, keep).unwrap();
             let (result, taken) = peak(|| cache.fork(0, 2000));
@@ -468,9 +473,7 @@ fn a_buffer_that_grows_beyond_what_the_device_reads_is_refused() {
             };
             let row = config.n_embd * size_of::<f32>();
             let rows = largest / (row * 64) + 1;
-            let new = |batch, capacity| {
-                KvCache::new(&config, CacheStorage::Preallocated, batch, capacity, DType::F32, &device)
-            };
+            let new = |batch, capacity| KvCacheConfig::new(batch, capacity).init(&config, &device);
             let refused = |result: Result<(), Error>, what: &str| {
                 assert!(matches!(result, Err(Error::Mismatch { .. })), "{what} on {name}: {result:?}");
             };
@@ -484,7 +487,8 @@ fn a_buffer_that_grows_beyond_what_the_device_reads_is_refused() {
             // Logits of every position.
             let model = config.init(&device).unwrap();
             let ids = vec![vec![1_u32; 512]; largest / (config.vocab_size * 512 * size_of::<f32>()) + 1];
-            let mut cache = KvCache::new(&config, CacheStorage::Growing, ids.len(), 512, DType::F32, &device).unwrap();
+            let growing = KvCacheConfig::new(ids.len(), 512).with_storage(CacheStorage::Growing);
+            let mut cache = growing.init(&config, &device).unwrap();
             let tokens = TokenBatch::new(&ids, &model).unwrap();
             refused(model.forward(&tokens, &mut cache, Logits::All).map(|_| ()), "logits");
             assert!(cache.is_empty());
