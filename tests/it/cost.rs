@@ -136,9 +136,9 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn counteds()(on: [bool; 8]) -> Counted {
-        let [head, embeddings, norms, elementwise, biases, activations, scores, causal] = on;
-        Counted { head, embeddings, norms, elementwise, biases, activations, scores, causal }
+    fn counteds()(on: [bool; 9]) -> Counted {
+        let [head, embeddings, norms, elementwise, biases, activations, scores, causal, whole_last_layer] = on;
+        Counted { head, embeddings, norms, elementwise, biases, activations, scores, causal, whole_last_layer }
     }
 }
 

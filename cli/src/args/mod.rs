@@ -5,6 +5,7 @@ pub mod model;
 pub mod prefixes;
 pub mod progress;
 pub mod prompts;
+pub mod shape;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 use gpt2_burn::burn::tensor::{DType, Device};
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Checkpoint, Gpt2, Gpt2Config, Threads, WeightFormat};
+use gpt2_burn::{Checkpoint, Gpt2, Threads, WeightFormat};
 
 use super::{Failure, Given, progress};
 
@@ -218,12 +218,4 @@ fn find(name: &str, embedded: &gpt2_burn_pair::Model) -> Result<(Checkpoint, Opt
     let checkpoint = Checkpoint::find(name, progress::downloads())?;
     let tokenizer = checkpoint.tokenizer()?;
     Ok((checkpoint, tokenizer))
-}
-
-/// The shape of a published size, for random weights.
-pub fn published(name: &str) -> Result<Gpt2Config, Failure> {
-    Gpt2Config::published(name).ok_or_else(|| {
-        let known: Vec<&str> = Gpt2Config::published_names().collect();
-        format!("`{name}` is none of the published sizes: {}", known.join(", ")).into()
-    })
 }

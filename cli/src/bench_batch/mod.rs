@@ -14,16 +14,17 @@ use std::collections::HashMap;
 use std::time::{Duration, Instant};
 
 use clap::ValueEnum;
+use gpt2_burn::Threads;
 use gpt2_burn::batch::{BatchOptions, RowEvent, RowId, RowRequest};
 use gpt2_burn::generate::{Generator, Stop};
 use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
-use gpt2_burn::{Checkpoint, Gpt2, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Measured, Served};
 use work::{Job, Span, Work};
 
-use crate::args::model::{ModelArgs, published};
+use crate::args::model::ModelArgs;
+use crate::args::shape::ShapeArgs;
 use crate::args::{Failure, Given, at_least_one};
 
 /// Times requests that arrive over time, in one batch that they join and leave, and in batches that wait for others.
@@ -31,9 +32,8 @@ use crate::args::{Failure, Given, at_least_one};
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Random weights in the shape of gpt2, gpt2-medium, gpt2-large or gpt2-xl, instead of a model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "init_from", "out_dir", "tokenizer"])]
-    config: Option<String>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// How requests are computed; default: both
     #[arg(long, value_enum, value_delimiter = ',', default_values = ["running", "waiting"])]
     batching: Vec<Batching>,
@@ -90,7 +90,7 @@ pub fn run(args: &Args, given: &Given) -> Result<(), Failure> {
 }
 
 fn bench(args: &Args) -> Result<(), Failure> {
-    let model = load(args)?;
+    let (model, _) = args.shape.load(&args.model, args.seed, &args.model.device()?)?;
     let (n_positions, vocab_size) = (model.config().n_positions, model.config().vocab_size);
     let tokens = args.shared.saturating_add(args.prompt.most).saturating_add(args.new.most - 1);
     if tokens > n_positions {
@@ -124,15 +124,9 @@ fn bench(args: &Args) -> Result<(), Failure> {
         all.push(measure(&generator, batching, &jobs, args, &bar)?);
     }
     bar.finish_and_clear();
-    let what = args.config.as_deref().unwrap_or(args.model.name());
+    let what = args.shape.name(&args.model);
     let heading = format!("{what} on {}, {} threads", args.model.device, Threads::current());
     report::print(&all, &heading, args)
-}
-
-fn load(args: &Args) -> Result<Gpt2, Failure> {
-    let Some(name) = &args.config else { return Ok(args.model.load()?.0) };
-    let checkpoint = Checkpoint::random(&published(name)?, args.seed)?;
-    args.model.load_checkpoint(&checkpoint, args.model.dtype.into(), &args.model.device()?)
 }
 
 fn options(args: &Args) -> BatchOptions {

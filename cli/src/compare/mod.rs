@@ -23,12 +23,13 @@ use gpt2_burn::measure::{median, process_memory, quantile, reset_peak_memory};
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::speculative::SpeculationReport;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, Threads, WeightFormat};
+use gpt2_burn::{CacheStorage, Gpt2, Gpt2Config, Threads, WeightFormat};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
 use crate::args::draft::DraftArgs;
-use crate::args::model::{FloatType, ModelArgs, published};
+use crate::args::model::{FloatType, ModelArgs};
+use crate::args::shape::ShapeArgs;
 use crate::args::{Failure, Given, at_least_one};
 use crate::sample_prompts;
 
@@ -37,9 +38,8 @@ use crate::sample_prompts;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Random weights in the shape of gpt2, gpt2-medium, gpt2-large or gpt2-xl, instead of a model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "init_from", "out_dir", "tokenizer"])]
-    config: Option<String>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// Many rows, or one: the defaults of the batch size, the prompt length and the new tokens
     #[arg(long, value_enum, default_value = "throughput")]
     mode: Mode,
@@ -111,7 +111,7 @@ impl Args {
         let mut decoders = self.decoders.clone();
         if decoders.is_empty() {
             decoders = vec![DecoderName::Naive, DecoderName::KvGrowing, DecoderName::KvPreallocated];
-            let is_pair = self.mode == Mode::Latency && self.config.is_none() && self.model.is_embedded();
+            let is_pair = self.mode == Mode::Latency && self.shape.config.is_none() && self.model.is_embedded();
             if is_pair || self.draft.draft.is_some() || self.agreement.is_some() {
                 decoders.push(DecoderName::Speculative);
             }
@@ -201,7 +201,8 @@ fn compare(args: &Args) -> Result<(), Failure> {
     let devices = names.map(|name| Ok((name, gpt2_burn::device(name)?))).collect::<Result<Vec<_>, Failure>>()?;
     // What other devices are held against: the CPU in f32, if this build has it.
     let cpu = gpt2_burn::device("flex").ok().filter(|cpu| devices.iter().any(|(_, device)| device != cpu));
-    let reference = cpu.map(|cpu| Ok::<_, Failure>(load(args, WeightFormat::F32, &cpu)?.0)).transpose()?;
+    let exact = |cpu| args.shape.load_as(&args.model, args.seed, WeightFormat::F32, &cpu);
+    let reference = cpu.map(exact).transpose()?.map(|(model, _)| model);
     let mut rows = Vec::new();
     let mut failed = Vec::new();
     for (name, device) in devices {
@@ -232,7 +233,7 @@ fn compare(args: &Args) -> Result<(), Failure> {
 }
 
 fn compare_on(args: &Args, device_name: &str, device: &Device, reference: Option<&Gpt2>) -> Result<Vec<Row>, Failure> {
-    let (model, tokenizer) = load(args, args.model.dtype.into(), device)?;
+    let (model, tokenizer) = args.shape.load(&args.model, args.seed, device)?;
     let model = model.with_determinism(args.deterministic)?;
     let work = work(args, model.config(), tokenizer.as_ref())?;
     // What stands before a later step, so that this can be timed without all the steps before it; and what is drafted if a
@@ -274,18 +275,6 @@ fn compare_on(args: &Args, device_name: &str, device: &Device, reference: Option
     rows.iter_mut().for_each(|row| row.speedup_over_naive = naive.map(|naive| row.tokens_per_second / naive));
     speculation::add_figures(&mut rows, &candidates);
     Ok(rows)
-}
-
-fn load(args: &Args, format: WeightFormat, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
-    match &args.config {
-        Some(name) => Ok((random(args, name, format, device)?, None)),
-        None => args.model.load_as(format, device),
-    }
-}
-
-/// A model with random weights in the shape of a published one.
-fn random(args: &Args, name: &str, format: WeightFormat, device: &Device) -> Result<Gpt2, Failure> {
-    args.model.load_checkpoint(&Checkpoint::random(&published(name)?, args.seed)?, format, device)
 }
 
 fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Result<Work, Failure> {

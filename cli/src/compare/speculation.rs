@@ -7,7 +7,8 @@ use gpt2_burn::speculative::{Draft, Scripted};
 use serde_json::json;
 
 use super::report::{Row, SpeculationJson};
-use super::{Args, Candidate, Work, random};
+use super::{Args, Candidate, Work};
+use crate::args::shape::{published, random};
 use crate::args::{Failure, draft};
 
 /// What makes drafts; `ids` is what the model says.
@@ -15,7 +16,7 @@ pub fn draft(args: &Args, device: &Device, ids: &[Vec<u32>]) -> Result<Draft, Fa
     let Some(agreement) = args.agreement else { return args.draft.load_on(&args.model, device, args.deterministic) };
     let script = Scripted::new(ids.to_vec(), agreement);
     let model = match (&args.draft_config, &args.draft.draft) {
-        (Some(name), _) => Some(random(args, name, args.model.dtype.into(), device)?),
+        (Some(name), _) => Some(random(&published(name)?, &args.model, args.seed, args.model.dtype.into(), device)?),
         (None, None) => None,
         (None, Some(_)) => match args.draft.load_on(&args.model, device, args.deterministic)? {
             Draft::Model(model) => Some(model),

@@ -10,7 +10,8 @@ use gpt2_burn::generate::Decoder;
 use gpt2_burn::{CacheStorage, Gpt2Config};
 
 use crate::args::draft::DraftArgs;
-use crate::args::model::{FloatType, ModelArgs, published};
+use crate::args::model::{FloatType, ModelArgs};
+use crate::args::shape::{ShapeArgs, published};
 use crate::args::{Failure, Given, at_least_one};
 
 /// Curves of time and memory against the length of the prompt and of the output, with what the arithmetic predicts.
@@ -18,9 +19,8 @@ use crate::args::{Failure, Given, at_least_one};
 pub struct Args {
     #[command(flatten)]
     pub model: ModelArgs,
-    /// Random weights in the shape of gpt2, gpt2-medium, gpt2-large or gpt2-xl, instead of a model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "init_from", "out_dir", "tokenizer"])]
-    pub config: Option<String>,
+    #[command(flatten)]
+    pub shape: ShapeArgs,
     /// How much is measured: `small` takes the embedded model and a minute or two, `medium` and `full` the shape of gpt2,
     /// if no other model is asked for, and about 2 and 10 minutes
     #[arg(long, value_enum, default_value = "small")]
@@ -225,7 +225,7 @@ impl Plan {
             lengths.sort_unstable();
             lengths.dedup();
         }
-        let named = args.config.as_deref().or_else(|| {
+        let named = args.shape.config.as_deref().or_else(|| {
             let is_model_named = given.has("model") || given.has("init_from");
             args.preset.config().filter(|_| !is_model_named)
         });

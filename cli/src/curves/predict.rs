@@ -188,6 +188,10 @@ fn cost(model: &Gpt2, config: &Gpt2Config, cache: DType) -> Result<Cost, Failure
         _ => DType::F32,
     };
     let precision = Precision { weights, activations: model.dtype(), cache };
-    let counted = if model.is_prepared() { Counted::kernels() } else { Counted::all() };
+    let counted = match model.is_prepared() {
+        true => Counted::kernels(),
+        // What nobody wants of the last layer is computed by no device.
+        false => Counted { whole_last_layer: false, ..Counted::all() },
+    };
     Ok(Cost::new(config, precision)?.counting(counted))
 }

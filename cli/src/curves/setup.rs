@@ -1,18 +1,19 @@
 //! What every process needs that measures: the model, its draft, prompts, and generators.
 
+use gpt2_burn::Gpt2;
 use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::generate::Generator;
 use gpt2_burn::speculative::Draft;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Checkpoint, Gpt2};
 
 use super::options::{Args, DecoderName, Plan};
 use crate::args::Failure;
+use crate::args::shape::random;
 use crate::sample_prompts;
 
 /// What the model is called.
 pub fn model_name(args: &Args, plan: &Plan) -> String {
-    match (&args.config, &plan.config) {
+    match (&args.shape.config, &plan.config) {
         (Some(name), _) => name.clone(),
         (None, Some(_)) => "gpt2".to_owned(),
         (None, None) => args.model.name().to_owned(),
@@ -22,8 +23,7 @@ pub fn model_name(args: &Args, plan: &Plan) -> String {
 /// The model, and its tokenizer if it has one.
 pub fn load(args: &Args, plan: &Plan, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
     let Some(config) = &plan.config else { return args.model.load_on(device) };
-    let checkpoint = Checkpoint::random(config, args.seed)?;
-    Ok((args.model.load_checkpoint(&checkpoint, args.model.dtype.into(), device)?, None))
+    Ok((random(config, &args.model, args.seed, args.model.dtype.into(), device)?, None))
 }
 
 /// Rows as long as the longest point; shorter ones take what they need from their start.

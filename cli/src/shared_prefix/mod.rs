@@ -13,17 +13,17 @@ mod report;
 
 use std::path::PathBuf;
 
-use gpt2_burn::burn::tensor::Device;
 use gpt2_burn::generate::{GenerateRequest, Generator, Output, Stop};
 use gpt2_burn::measure::{check_greedy, median};
 use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Checkpoint, Gpt2, Gpt2Config, Threads};
+use gpt2_burn::{Gpt2Config, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
-use crate::args::model::{ModelArgs, published};
+use crate::args::model::ModelArgs;
+use crate::args::shape::ShapeArgs;
 use crate::args::{Failure, Given, at_least_one};
 use crate::sample_prompts;
 
@@ -32,9 +32,8 @@ use crate::sample_prompts;
 pub struct Args {
     #[command(flatten)]
     model: ModelArgs,
-    /// Random weights in the shape of gpt2, gpt2-medium, gpt2-large or gpt2-xl, instead of a model
-    #[arg(long, value_name = "NAME", conflicts_with_all = ["model", "init_from", "out_dir", "tokenizer"])]
-    config: Option<String>,
+    #[command(flatten)]
+    shape: ShapeArgs,
     /// How many prompts: a list, with commas
     #[arg(long, value_name = "N,...", value_delimiter = ',', default_value = "1,4,16", value_parser = at_least_one())]
     prompts: Vec<usize>,
@@ -81,7 +80,7 @@ pub fn run(args: &Args, given: &Given) -> Result<(), Failure> {
 
 fn shared_prefix(args: &Args) -> Result<(), Failure> {
     let device = args.model.device()?;
-    let (model, tokenizer) = load(args, &device)?;
+    let (model, tokenizer) = args.shape.load(&args.model, args.seed, &device)?;
     check(args, model.config())?;
     let bench =
         Bench { args, without: Generator::new(model), tokenizer, copied_per_second: report::copied_per_second() };
@@ -112,12 +111,6 @@ fn shared_prefix(args: &Args) -> Result<(), Failure> {
         .into()),
         None => Ok(()),
     }
-}
-
-fn load(args: &Args, device: &Device) -> Result<(Gpt2, Option<Tokenizer>), Failure> {
-    let Some(name) = &args.config else { return args.model.load_on(device) };
-    let checkpoint = Checkpoint::random(&published(name)?, args.seed)?;
-    Ok((args.model.load_checkpoint(&checkpoint, args.model.dtype.into(), device)?, None))
 }
 
 /// Before anything is computed: what a row would have to hold.
@@ -187,7 +180,7 @@ impl Bench<'_> {
     }
 
     fn heading(&self) -> String {
-        let what = self.args.config.as_deref().unwrap_or(self.args.model.name());
+        let what = self.args.shape.name(&self.args.model);
         let how = if self.without.model().is_prepared() { "" } else { ", without kernels" };
         let threads = Threads::current();
         format!(

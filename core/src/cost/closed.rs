@@ -80,6 +80,12 @@ impl ClosedForm {
     }
 }
 
+impl ClosedForm {
+    fn times(self, factor: f64) -> Self {
+        Self { flops: self.flops.times(factor), bytes: self.bytes.times(factor) }
+    }
+}
+
 impl Sum for ClosedForm {
     fn sum<I: Iterator<Item = Self>>(forms: I) -> Self {
         forms.fold(Self::default(), |a, b| Self { flops: a.flops + b.flops, bytes: a.bytes + b.bytes })
@@ -150,51 +156,69 @@ impl Cost {
         self.form(part, Step::Cached)
     }
 
+    /// Layers of which each token of `step` has a query; and the last one, with one a row, if no more is wanted of it.
     fn form(&self, part: Part, step: Step) -> ClosedForm {
+        let last = if self.counted.whole_last_layer { step } else { Step::Cached };
+        let others = self.layer(part, step, step).times((self.shape.n_layer - 1) as f64);
+        [others, self.layer(part, step, last), self.ends(part, step, last)].into_iter().sum()
+    }
+
+    /// A part of a layer, with keys and values of these tokens, and queries of those.
+    fn layer(&self, part: Part, tokens: Step, queries: Step) -> ClosedForm {
         let (shape, counted) = (&self.shape, self.counted);
-        let [d, i, heads, vocab, layers] =
-            [shape.n_embd, shape.inner(), shape.n_head, shape.vocab_size, shape.n_layer].map(|size| size as f64);
+        let [d, i, heads] = [shape.n_embd, shape.inner(), shape.n_head].map(|size| size as f64);
         let [w, e, k] = self.element_bytes.each();
         // Written keys and values are activations; those that attention reads always count.
         let e_scores = if counted.scores { e } else { 0.0 };
         let (e, k_written) = if counted.activations { (e, k) } else { (0.0, 0.0) };
         let bias = f64::from(u8::from(counted.biases && shape.bias));
         let shifts = f64::from(u8::from(shape.bias));
-
         let (flops, bytes) = match part {
             Part::Attention => {
                 // A single token has no mask.
-                let of_scores = if step == Step::Naive { 6.0 } else { 4.0 };
+                let of_scores = if queries == Step::Naive { 6.0 } else { 4.0 };
                 let keys = Polynomial { batch_length: 2.0 * k * d, ..Polynomial::default() };
                 let matrices = constant(w * (4.0 * d * d + bias * 4.0 * d));
-                let tokens = step.each_token(6.0 * e * d + 2.0 * k_written * d);
-                (
-                    step.each_token(8.0 * d * d) + step.each_pair(4.0 * d, 0.0, counted.causal),
-                    matrices + tokens + keys + step.each_pair(of_scores * heads * e_scores, e_scores, counted.causal),
-                )
+                let moved = tokens.each_token(e * d + 2.0 * k_written * d) + queries.each_token(5.0 * e * d);
+                let scores = queries.each_pair(of_scores * heads * e_scores, e_scores, counted.causal);
+                let products = tokens.each_token(4.0 * d * d) + queries.each_token(4.0 * d * d);
+                (products + queries.each_pair(4.0 * d, 0.0, counted.causal), matrices + moved + keys + scores)
             }
             Part::Mlp => {
                 let gelu = if counted.elementwise { 2.0 * i } else { 0.0 };
                 let matrices = constant(w * (2.0 * d * i + bias * (i + d)));
-                (step.each_token(4.0 * d * i), matrices + step.each_token(e * (2.0 * d + 2.0 * i + gelu)))
+                (queries.each_token(4.0 * d * i), matrices + queries.each_token(e * (2.0 * d + 2.0 * i + gelu)))
             }
             Part::Norms if counted.norms => {
-                (Polynomial::default(), constant(w * d * (1.0 + shifts)) + step.each_token(2.0 * e * d))
+                let weights = constant(2.0 * w * d * (1.0 + shifts));
+                let moved = tokens.each_token(2.0 * e * d) + queries.each_token(2.0 * e * d);
+                (Polynomial::default(), weights + moved)
             }
-            Part::Residual if counted.elementwise => (Polynomial::default(), step.each_token(6.0 * e * d)),
-            Part::Embeddings if counted.embeddings => (Polynomial::default(), step.each_token(2.0 * w * d + e * d)),
+            Part::Residual if counted.elementwise => (Polynomial::default(), queries.each_token(6.0 * e * d)),
+            Part::Norms | Part::Residual | Part::Embeddings | Part::Head => Default::default(),
+        };
+        ClosedForm { flops, bytes }
+    }
+
+    /// A part of what stands before the layers, of these tokens, and behind them, of those queries.
+    fn ends(&self, part: Part, tokens: Step, queries: Step) -> ClosedForm {
+        let (shape, counted) = (&self.shape, self.counted);
+        let [d, vocab] = [shape.n_embd, shape.vocab_size].map(|size| size as f64);
+        let [w, e, _] = self.element_bytes.each();
+        let e = if counted.activations { e } else { 0.0 };
+        let shifts = f64::from(u8::from(shape.bias));
+        let (flops, bytes) = match part {
+            Part::Embeddings if counted.embeddings => (Polynomial::default(), tokens.each_token(2.0 * w * d + e * d)),
+            Part::Norms if counted.norms => {
+                (Polynomial::default(), constant(w * d * (1.0 + shifts)) + queries.each_token(2.0 * e * d))
+            }
             Part::Head if counted.head => (
                 Step::Cached.each_token(2.0 * d * vocab),
                 constant(w * d * vocab) + Step::Cached.each_token(e * (d + vocab)),
             ),
-            Part::Norms | Part::Residual | Part::Embeddings | Part::Head => Default::default(),
+            _ => Default::default(),
         };
-        let times = match part {
-            Part::Attention | Part::Mlp | Part::Residual => layers,
-            Part::Norms => 2.0 * layers + 1.0,
-            Part::Embeddings | Part::Head => 1.0,
-        };
-        ClosedForm { flops: flops.times(times), bytes: bytes.times(times) }
+        ClosedForm { flops, bytes }
     }
 }
 

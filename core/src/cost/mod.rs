@@ -38,7 +38,9 @@
 //! FLOPs are those of the matrices, a multiplication and an addition each; what softmax, norms and GELU add is not counted,
 //! as usual. Columns of elements become bytes by [`ElementBytes`]: weights, activations, and cached keys and values (the two
 //! B L d, and two of the 3 B T d) may be of different sizes. [`Counted`] says which terms count, and has more of them:
-//! embeddings, norms, biases, GELU and residual additions.
+//! embeddings, norms, biases, GELU and residual additions. Without [`whole_last_layer`](Counted::whole_last_layer), the last
+//! layer has only `c_attn`'s keys and values of all T tokens, and everything else of the K that get logits: for gpt2 that is
+//! 7% of a prefill.
 //!
 //! # Closed forms
 //!

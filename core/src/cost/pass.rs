@@ -44,10 +44,10 @@ impl Pass {
         self.past.saturating_add(self.new)
     }
 
-    /// Pairs of a query and a key in one row: all T L, or only those that no mask hides.
-    pub(super) fn pairs(self, causal: bool) -> f64 {
-        let (new, keys) = (self.new as f64, self.keys() as f64);
-        new * keys - if causal { new * (new - 1.0) / 2.0 } else { 0.0 }
+    /// Pairs of a key and one of the last `queries` new tokens of a row: all of them, or only those that no mask hides.
+    pub(super) fn pairs(self, queries: usize, causal: bool) -> f64 {
+        let (queries, keys) = (queries as f64, self.keys() as f64);
+        queries * keys - if causal { queries * (queries - 1.0) / 2.0 } else { 0.0 }
     }
 
     pub(super) fn check(self, shape: &ModelShape) -> Result<()> {

@@ -90,6 +90,9 @@ pub struct Counted {
     /// Only pairs of a query and a key that the mask does not hide: half of them in a long prefill. Kernels skip the others,
     /// textbook code computes them and throws them away.
     pub causal: bool,
+    /// Queries, attention's result and the MLP of the last layer for all tokens, as in textbook code. Only those whose logits
+    /// are wanted need them; keys and values are needed of all.
+    pub whole_last_layer: bool,
 }
 
 impl Counted {
@@ -104,6 +107,7 @@ impl Counted {
             activations: true,
             scores: true,
             causal: false,
+            whole_last_layer: true,
         }
     }
 
@@ -113,10 +117,10 @@ impl Counted {
         Self { head: false, embeddings: false, norms: false, elementwise: false, biases: false, ..Self::all() }
     }
 
-    /// What kernels leave of it that compute attention, GELU and residual additions within other operations and skip what the
-    /// mask hides, as this library's do.
+    /// What kernels leave of it that compute attention, GELU and residual additions within other operations, and skip what the
+    /// mask hides and what nobody wants of the last layer, as this library's do.
     pub fn kernels() -> Self {
-        Self { elementwise: false, scores: false, causal: true, ..Self::all() }
+        Self { elementwise: false, scores: false, causal: true, whole_last_layer: false, ..Self::all() }
     }
 }
 
@@ -163,7 +167,8 @@ pub struct Term {
     pub part: Part,
     /// What it is.
     pub name: &'static str,
-    /// How often it occurs in a forward: once a layer, or once.
+    /// How often it occurs in a forward: once a layer, or once. The last layer has terms of its own where it does
+    /// [less](Counted::whole_last_layer) than others.
     pub times: usize,
     /// FLOPs of one occurrence.
     pub flops: f64,
@@ -201,6 +206,25 @@ struct Elements {
     scores: [f64; 2],
 }
 
+/// What becomes a [`Term`]: its part, its name, how often it occurs, and what it deals with.
+type Row = (Part, &'static str, usize, Elements);
+
+fn count_if(yes: bool, times: usize) -> usize {
+    if yes { times } else { 0 }
+}
+
+/// A product of so many rows with a matrix.
+fn linear(from: f64, to: f64, rows: f64) -> Elements {
+    Elements {
+        flops: 2.0 * rows * from * to,
+        weights: from * to,
+        biases: to,
+        read: rows * from,
+        written: rows * to,
+        ..Elements::default()
+    }
+}
+
 impl Cost {
     /// The terms of a pass that are counted, in the order of a forward.
     ///
@@ -210,66 +234,93 @@ impl Cost {
     /// [`Error::ContextOverflow`](crate::Error::ContextOverflow) for more tokens than the model has positions.
     pub fn terms(&self, pass: Pass) -> Result<Vec<Term>> {
         pass.check(&self.shape)?;
-        let counted = self.counted;
-        let [d, inner, heads, vocab] =
-            [self.shape.n_embd, self.shape.inner(), self.shape.n_head, self.shape.vocab_size].map(|size| size as f64);
-        let [batch, new, keys, logits] = [pass.batch, pass.new, pass.keys(), pass.logits].map(|count| count as f64);
-        let (tokens, keys) = (batch * new, batch * keys);
-        let pairs = pass.pairs(counted.causal);
-        let scores = batch * heads * pairs;
-        let shifts = if self.shape.bias { d } else { 0.0 };
-
-        let none = Elements::default();
-        let linear = |from: f64, to: f64, rows: f64| Elements {
-            flops: 2.0 * rows * from * to,
-            weights: from * to,
-            biases: to,
-            read: rows * from,
-            written: rows * to,
-            ..none
-        };
-        let norm = Elements { weights: d + shifts, read: tokens * d, written: tokens * d, ..none };
-        let add = Elements { read: 2.0 * tokens * d, written: tokens * d, ..none };
-        let qkv = linear(d, 3.0 * d, tokens);
-        let over_keys = Elements { flops: 2.0 * batch * pairs * d, read_cached: keys * d, ..none };
-
-        let (layers, counted_if) = (self.shape.n_layer, |yes: bool, times: usize| if yes { times } else { 0 });
-        let norms = counted_if(counted.norms, layers);
-        let elementwise = counted_if(counted.elementwise, layers);
-        // What is hidden from a single new token lies behind it, where nothing is.
-        let masks = counted_if(counted.scores && pass.new > 1, layers);
-        let softmaxes = counted_if(counted.scores, layers);
-        use Part::{Attention, Embeddings, Head, Mlp, Norms, Residual};
-        let rows = [
-            (
-                Embeddings,
-                "tokens and positions",
-                counted_if(counted.embeddings, 1),
-                Elements { weights: 2.0 * tokens * d, written: tokens * d, ..none },
-            ),
-            (Norms, "ln_1", norms, norm),
-            (Attention, "c_attn", layers, Elements { written: tokens * d, written_cached: 2.0 * tokens * d, ..qkv }),
-            (Attention, "scores q k^T", layers, Elements { read: tokens * d, scores: [0.0, scores], ..over_keys }),
-            (Attention, "mask", masks, Elements { scores: [scores + pairs, scores], ..none }),
-            (Attention, "softmax", softmaxes, Elements { scores: [scores, scores], ..none }),
-            (Attention, "values", layers, Elements { written: tokens * d, scores: [scores, 0.0], ..over_keys }),
-            (Attention, "c_proj", layers, linear(d, d, tokens)),
-            (Residual, "add attention", elementwise, add),
-            (Norms, "ln_2", norms, norm),
-            (Mlp, "c_fc", layers, linear(d, inner, tokens)),
-            (Mlp, "GELU", elementwise, Elements { read: tokens * inner, written: tokens * inner, ..none }),
-            (Mlp, "c_proj", layers, linear(inner, d, tokens)),
-            (Residual, "add MLP", elementwise, add),
-            (Norms, "ln_f", counted_if(counted.norms, 1), norm),
-            (
-                Head,
-                "logits",
-                counted_if(counted.head && pass.logits > 0, 1),
-                Elements { biases: 0.0, ..linear(d, vocab, batch * logits) },
-            ),
-        ];
+        let layers = self.shape.n_layer;
+        // Of how many tokens of a row the last layer has queries.
+        let last = if self.counted.whole_last_layer { pass.new } else { pass.logits };
+        let mut rows = vec![self.embeddings(pass)];
+        match last == pass.new {
+            true => rows.extend(self.layers(pass, layers, pass.new)),
+            false => {
+                rows.extend(self.layers(pass, layers - 1, pass.new));
+                rows.extend(self.layers(pass, 1, last));
+            }
+        }
+        rows.extend(self.head(pass, last));
         let counted = rows.into_iter().filter(|(_, _, times, _)| *times > 0);
         Ok(counted.map(|(part, name, times, elements)| self.term(part, name, times, elements)).collect())
+    }
+
+    fn embeddings(&self, pass: Pass) -> Row {
+        let elements = pass.batch as f64 * pass.new as f64 * self.shape.n_embd as f64;
+        let elements = Elements { weights: 2.0 * elements, written: elements, ..Elements::default() };
+        (Part::Embeddings, "tokens and positions", count_if(self.counted.embeddings, 1), elements)
+    }
+
+    /// The rows of so many layers, with keys and values of all new tokens and queries of the last `queries` of each row.
+    fn layers(&self, pass: Pass, layers: usize, queries: usize) -> [Row; 13] {
+        use Part::{Attention, Mlp, Norms, Residual};
+        let counted = self.counted;
+        let [d, inner, heads] = [self.shape.n_embd, self.shape.inner(), self.shape.n_head].map(|size| size as f64);
+        let batch = pass.batch as f64;
+        let (tokens, asking, keys) = (batch * pass.new as f64, batch * queries as f64, batch * pass.keys() as f64);
+        let pairs = pass.pairs(queries, counted.causal);
+        let scores = batch * heads * pairs;
+        let none = Elements::default();
+        let (norm, linear) = (|rows| self.norm(rows), |from, to| linear(from, to, asking));
+        let add = Elements { read: 2.0 * asking * d, written: asking * d, ..none };
+        let over_keys = Elements { flops: 2.0 * batch * pairs * d, read_cached: keys * d, ..none };
+        // Thirds of the matrix: keys and values, and queries if there are any.
+        let thirds = if queries > 0 { 3.0 } else { 2.0 };
+        let qkv = Elements {
+            flops: 2.0 * d * d * (2.0 * tokens + asking),
+            weights: thirds * d * d,
+            biases: thirds * d,
+            read: tokens * d,
+            written: asking * d,
+            written_cached: 2.0 * tokens * d,
+            ..none
+        };
+        let asked = count_if(queries > 0, layers);
+        let elementwise = count_if(counted.elementwise, asked);
+        // What is hidden from a single new token lies behind it, where nothing is.
+        let masks = count_if(counted.scores && queries > 1, layers);
+        [
+            (Norms, "ln_1", count_if(counted.norms, layers), norm(tokens)),
+            (Attention, "c_attn", layers, qkv),
+            (Attention, "scores q k^T", asked, Elements { read: asking * d, scores: [0.0, scores], ..over_keys }),
+            (Attention, "mask", masks, Elements { scores: [scores + pairs, scores], ..none }),
+            (Attention, "softmax", count_if(counted.scores, asked), Elements { scores: [scores, scores], ..none }),
+            (Attention, "values", asked, Elements { written: asking * d, scores: [scores, 0.0], ..over_keys }),
+            (Attention, "c_proj", asked, linear(d, d)),
+            (Residual, "add attention", elementwise, add),
+            (Norms, "ln_2", count_if(counted.norms, asked), norm(asking)),
+            (Mlp, "c_fc", asked, linear(d, inner)),
+            (Mlp, "GELU", elementwise, Elements { read: asking * inner, written: asking * inner, ..none }),
+            (Mlp, "c_proj", asked, linear(inner, d)),
+            (Residual, "add MLP", elementwise, add),
+        ]
+    }
+
+    /// What stands behind the layers, the norm of `queries` tokens of each row.
+    fn head(&self, pass: Pass, queries: usize) -> [Row; 2] {
+        let [d, vocab] = [self.shape.n_embd, self.shape.vocab_size].map(|size| size as f64);
+        let [norms, logits] = [queries, pass.logits].map(|tokens| pass.batch as f64 * tokens as f64);
+        [
+            (Part::Norms, "ln_f", count_if(self.counted.norms && queries > 0, 1), self.norm(norms)),
+            (
+                Part::Head,
+                "logits",
+                count_if(self.counted.head && pass.logits > 0, 1),
+                Elements { biases: 0.0, ..linear(d, vocab, logits) },
+            ),
+        ]
+    }
+
+    /// A norm of so many rows.
+    fn norm(&self, rows: f64) -> Elements {
+        let d = self.shape.n_embd as f64;
+        let shifts = if self.shape.bias { d } else { 0.0 };
+        Elements { weights: d + shifts, read: rows * d, written: rows * d, ..Elements::default() }
     }
 
     fn term(&self, part: Part, name: &'static str, times: usize, elements: Elements) -> Term {
