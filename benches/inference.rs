@@ -25,7 +25,7 @@ fn main() -> Result<()> {
     let is_bench = std::env::args().any(|argument| argument == "--bench");
     let device = gpt2_burn::device("flex")?;
     let (config, repeats) = match is_bench {
-        true => (Gpt2Config::default(), Repeats { warm_up: 1, fewest: 5, seconds: 1.0 }),
+        true => (Gpt2Config::default(), Repeats { warm_up: 1, min_runs: 5, seconds: 1.0 }),
         false => (Gpt2Config { n_embd: 64, n_layer: 2, n_head: 2, ..Gpt2Config::default() }, Repeats::once()),
     };
     let machine = peaks(&device, &config, Some(WeightFormat::F32), repeats)?;
@@ -94,7 +94,7 @@ impl Bench {
 
     /// Prefill, decode steps and verifications: one forward each.
     fn forwards(&mut self, config: &Gpt2Config) -> Result<()> {
-        let model = config.init(&self.device)?.prepare(WeightFormat::F32)?;
+        let model = config.init(&self.device)?.pack(WeightFormat::F32)?;
         let cost = Cost::new(config, DType::F32)?.counting(Counted::kernels());
         let prefills = [(1, 128), (1, 512), (8, 128)].map(|(batch, length)| ("prefill", Pass::prefill(batch, length)));
         let decodes = [(1, 128), (1, 1000), (8, 128), (8, 512)]
@@ -104,7 +104,7 @@ impl Bench {
             let name = match what {
                 "prefill" => format!("{what}: {} x {} tokens", pass.batch, pass.new),
                 "decode step" => format!("{what}: {} x token {}", pass.batch, pass.keys()),
-                _ => format!("{what}: {} drafted behind {}", pass.new - 1, pass.past),
+                _ => format!("{what}: {} drafted behind {}", pass.new - 1, pass.context_len),
             };
             if name.contains(&self.only) {
                 self.forward(&name, &model, cost.work(pass)?, pass)?;
@@ -118,7 +118,7 @@ impl Bench {
     fn joins(&mut self) -> Result<()> {
         const STEPS: usize = 100;
         let config = Gpt2Config { vocab_size: 64, n_embd: 8, n_layer: 1, n_head: 1, ..Gpt2Config::default() };
-        let generator = Generator::new(config.init(&self.device)?.prepare(WeightFormat::F32)?);
+        let generator = Generator::new(config.init(&self.device)?.pack(WeightFormat::F32)?);
         let row = |max_new_tokens| RowRequest {
             max_new_tokens,
             sampling: Sampling::greedy(),
@@ -150,13 +150,13 @@ impl Bench {
     fn forward(&mut self, name: &str, model: &Gpt2, work: Work, pass: Pass) -> Result<()> {
         let mut cache = model.cache(CacheStorage::Preallocated, pass.batch, pass.keys())?;
         let ids = |count: usize| vec![(0..count as u32).collect::<Vec<u32>>(); pass.batch];
-        if pass.past > 0 {
-            model.hidden_states(&TokenBatch::new(&ids(pass.past), model)?, &mut cache)?;
+        if pass.context_len > 0 {
+            model.hidden_states(&TokenBatch::new(&ids(pass.context_len), model)?, &mut cache)?;
         }
         let new = TokenBatch::new(&ids(pass.new), model)?;
         self.row(name, work, || {
             for row in 0..pass.batch {
-                cache.truncate(row, pass.past)?;
+                cache.truncate(row, pass.context_len)?;
             }
             black_box(model.forward(&new, &mut cache, Logits::LastK(pass.logits))?);
             Ok(())
@@ -183,7 +183,7 @@ impl Bench {
         Ok(())
     }
 
-    /// The longest known beginning of a prompt of 1,000 tokens among those of a thousand others: 900 tokens of each are those of
+    /// The longest known prefix of a prompt of 1,000 tokens among those of a thousand others: 900 tokens of each are those of
     /// a hundred more. Each token that is found is compared with one that is held.
     fn tree_match(&mut self) -> Result<()> {
         let name = "tree match: 1000 tokens, 1000 prompts";
@@ -210,7 +210,7 @@ impl Bench {
 
     /// A checkpoint's file, which the system holds in memory already, to a model; each weight is read and written at least once.
     fn loading(&mut self, config: &Gpt2Config) -> Result<()> {
-        let names = ["loading: safetensors", "loading: safetensors, prepared"];
+        let names = ["loading: safetensors", "loading: safetensors, packed"];
         if !names.iter().any(|name| name.contains(&self.only)) {
             return Ok(());
         }
@@ -221,8 +221,8 @@ impl Bench {
         let device = self.device.clone();
         let load = || Checkpoint::open(folder.path())?.load(&device, DType::F32);
         self.row(names[0], Work { flops: 0.0, bytes }, || load().map(|model| drop(black_box(model))))?;
-        let prepare = || load()?.prepare(WeightFormat::F32);
-        self.row(names[1], Work { flops: 0.0, bytes: 2.0 * bytes }, || prepare().map(|model| drop(black_box(model))))
+        let pack = || load()?.pack(WeightFormat::F32);
+        self.row(names[1], Work { flops: 0.0, bytes: 2.0 * bytes }, || pack().map(|model| drop(black_box(model))))
     }
 
     fn table(self) -> Table {

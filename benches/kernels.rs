@@ -88,7 +88,7 @@ fn aligned(mut table: Table) -> Table {
 }
 
 fn cells(name: String, seconds: f64, bytes: f64, operations: f64, machine: &Machine) -> Vec<String> {
-    let percent = |rate: f64, most: f64| format!("{:.0}%", 100.0 * rate / most);
+    let percent = |rate: f64, max: f64| format!("{:.0}%", 100.0 * rate / max);
     vec![
         name,
         format!("{:.3}", seconds * 1e3),
@@ -142,10 +142,10 @@ fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
     let mut table = table(header("attention, 12 heads of 64"));
     let (heads, head_dim) = (12, 64);
     for dtype in [DType::F32, DType::F16] {
-        for (batch, time_steps, past) in
+        for (batch, time_steps, context_len) in
             [(1, 1, 127), (1, 1, 511), (1, 1, 999), (1, 5, 507), (8, 1, 127), (1, 512, 0), (1, 1000, 0)]
         {
-            let keys = past + time_steps;
+            let keys = context_len + time_steps;
             let name = format!("batch {batch}, {time_steps} new of {keys}, {dtype:?}").to_lowercase();
             if !name.contains(only) {
                 continue;
@@ -155,7 +155,7 @@ fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
             let copies: Vec<[Tensor<4>; 2]> =
                 (0..(MEMORY / 2).div_ceil(bytes).min(100)).map(|_| [0, 1].map(|_| random(shape).cast(dtype))).collect();
             let query = random([batch * time_steps, heads, head_dim]);
-            let row = |slot: usize| PackedRow { slot, context_len: past, query_len: time_steps };
+            let row = |slot: usize| PackedRow { slot, context_len, query_len: time_steps };
             let metadata = AttentionMetadata::new((0..batch).map(row).collect(), &Device::flex());
             let mut turn = 0;
             let spent = time(seconds, || {
@@ -163,7 +163,7 @@ fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
                 let [keys, values] = copies[turn].clone();
                 black_box(attend(query.clone(), keys, values, &metadata));
             });
-            let seen: usize = (0..time_steps).map(|t| past + t + 1).sum();
+            let seen: usize = (0..time_steps).map(|t| context_len + t + 1).sum();
             let operations = 4.0 * (batch * heads * seen * head_dim) as f64;
             table.add_row(cells(name, spent, bytes as f64, operations, machine));
         }

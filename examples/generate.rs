@@ -58,7 +58,7 @@ fn generate(asked: &Asked) -> Result<(), Box<dyn Error>> {
             (checkpoint, tokenizer)
         }
     };
-    let model = checkpoint.load_prepared(&device, WeightFormat::F32)?;
+    let model = checkpoint.load_packed(&device, WeightFormat::F32)?;
     let generator = Generator::new(model).with_tokenizer(tokenizer);
 
     // All prompts are one batch; a prompt's text does not depend on what it is in a batch with.

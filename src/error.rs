@@ -28,8 +28,8 @@ pub enum Error {
     },
 
     /// A model whose weights are packed for inference was to be changed or written.
-    #[error("a prepared model cannot be {what}: `prepare` is the last thing that is done with a model")]
-    Prepared {
+    #[error("a packed model cannot be {what}: `pack` is the last thing that is done with a model")]
+    Packed {
         /// What was to be done.
         what: &'static str,
     },

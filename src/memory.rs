@@ -1,7 +1,7 @@
 //! [`MemoryLimit`]: how many bytes may be asked for. They are reckoned before they are, since memory that is not there ends a
 //! process, and not a request.
 
-use crate::backends::{largest_buffer, runs_ahead};
+use crate::backends::{is_asynchronous, largest_buffer};
 use crate::{Error, Result};
 use burn::tensor::Device;
 
@@ -58,7 +58,7 @@ impl MemoryLimit {
     /// As [`check`](Self::check), of bytes on the host and on a device.
     pub(crate) fn check_on(self, device: &Device, what: &'static str, host: usize, on_device: usize) -> Result<()> {
         // A GPU has memory of its own, about which the system knows nothing.
-        let is_elsewhere = self.is_system() && runs_ahead(device) && on_device <= isize::MAX as usize;
+        let is_elsewhere = self.is_system() && is_asynchronous(device) && on_device <= isize::MAX as usize;
         self.check(what, if is_elsewhere { host } else { host.saturating_add(on_device) })
     }
 

@@ -29,7 +29,7 @@ impl Perplexity {
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Agreement {
-    /// Share of positions at which both find the same token the likeliest: what greedy speculation accepts.
+    /// Share of positions at which both find the same token the most likely: what greedy speculation accepts.
     pub greedy: f64,
     /// Mean over positions of `sum over tokens of min(p, q)`, with p and q the unfiltered distributions: what rejection
     /// sampling at temperature 1 accepts (Leviathan et al., 2023, Corollary 3.6).
@@ -82,7 +82,7 @@ impl Gpt2 {
 
     /// The share of the draft's tokens that rejection sampling accepts at each of `temperatures`, which both models have:
     /// the mean over positions of `sum over tokens of min(p, q)` (Leviathan et al., 2023, Corollary 3.6). At temperature 0
-    /// that is the share of positions at which both find the same token the likeliest.
+    /// that is the share of positions at which both find the same token the most likely.
     ///
     /// The text is read as by [`agreement`](Self::agreement), once for all temperatures.
     ///
@@ -170,7 +170,7 @@ impl ScoredStates<'_> {
     }
 }
 
-/// A stretch of a text that goes through a model at once.
+/// A window of a text that goes through a model at once.
 struct Window {
     start: usize,
     /// Targets before this one, counted from the second token, have been scored in windows before.

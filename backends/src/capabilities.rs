@@ -36,7 +36,7 @@ pub fn has_kernels(device: &Device) -> bool {
 }
 
 /// Whether what a device computes is waited for where its results are read, and not before.
-pub fn runs_ahead(device: &Device) -> bool {
+pub fn is_asynchronous(device: &Device) -> bool {
     match device.as_dispatch() {
         #[cfg(feature = "cube")]
         DispatchDevice::Cube(_) => true,
@@ -46,8 +46,8 @@ pub fn runs_ahead(device: &Device) -> bool {
 
 /// Most rows that had better go through all layers at once, on a device with kernels, where the widest of them have `width`
 /// numbers; none: any number.
-pub fn most_rows(device: &Device, width: usize) -> Option<usize> {
-    match runs_ahead(device) {
+pub fn max_rows(device: &Device, width: usize) -> Option<usize> {
+    match is_asynchronous(device) {
         true => largest_buffer(device).map(|bytes| (bytes / size_of::<f32>() / width.max(1)).max(1)),
         // A row of GPT-2's widest activations takes 12 KB: these are as large as a core's share of the last cache.
         false => Some(512),

@@ -7,7 +7,7 @@ use std::thread::{self, ThreadId};
 use burn::backend::{Backend, BackendGraph, Dispatch, ExecutionError};
 use burn::tensor::{Device, Int, Tensor};
 
-use crate::Ahead;
+use crate::DecodeState;
 
 /// The keys and values of each layer of a cache.
 type Buffers = Vec<(Tensor<4>, Tensor<4>)>;
@@ -19,7 +19,7 @@ pub struct CapturedStep<M> {
     device: Device,
     /// The thread on whose stream it was captured.
     thread: ThreadId,
-    state: Ahead,
+    state: DecodeState,
     /// Everything else that the step reads and writes, so that it stays where it is.
     _buffers: Buffers,
     _model: M,
@@ -58,19 +58,19 @@ impl<M> CapturedStep<M> {
         device: &Device,
         model: M,
         cache: &mut C,
-        state: Ahead,
-        step: fn(&M, &mut C, Ahead) -> Ahead,
+        state: DecodeState,
+        step: fn(&M, &mut C, DecodeState) -> DecodeState,
         buffers: fn(&C) -> Buffers,
     ) -> Result<Self, ExecutionError> {
         let refused = |reason: &str| ExecutionError::WithContext { reason: reason.to_owned() };
-        let before = places(&state, &buffers(cache));
+        let before = addresses(&state, &buffers(cache));
         let before = before.ok_or_else(|| refused("the device does not say where its tensors lie"))?;
         Dispatch::graph_start_capture(device.as_dispatch())?;
         let open = Open(device);
         let state = step(&model, cache, state);
         let graph = open.close()?;
         let buffers = buffers(cache);
-        if places(&state, &buffers) != Some(before) {
+        if addresses(&state, &buffers) != Some(before) {
             return Err(refused("the captured step did not write in place what the next one reads"));
         }
         let thread = thread::current().id();
@@ -78,7 +78,7 @@ impl<M> CapturedStep<M> {
     }
 
     /// What each [replay](Self::replay) reads and writes: where the last one left it.
-    pub fn state(&self) -> &Ahead {
+    pub fn state(&self) -> &DecodeState {
         &self.state
     }
 
@@ -129,37 +129,37 @@ impl Drop for Open<'_> {
 }
 
 /// An allocation, and the bytes of it that a tensor has.
-type Place = [u64; 3];
+type Address = [u64; 3];
 
 /// Where everything is that a step writes and the next one reads; none if a device does not say.
-fn places(state: &Ahead, buffers: &Buffers) -> Option<Vec<Place>> {
-    let of_state = [of_ints(&state.ids), of_ints(&state.past), of_ints(&state.chosen)];
+fn addresses(state: &DecodeState, buffers: &Buffers) -> Option<Vec<Address>> {
+    let of_state = [of_ints(&state.ids), of_ints(&state.context_lens), of_ints(&state.chosen)];
     let of_buffers = buffers.iter().flat_map(|(keys, values)| [of_floats(keys), of_floats(values)]);
     of_state.into_iter().chain(of_buffers).collect()
 }
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
-fn of_floats<const D: usize>(tensor: &Tensor<D>) -> Option<Place> {
+fn of_floats<const D: usize>(tensor: &Tensor<D>) -> Option<Address> {
     tensor.clone().try_into_primitive::<burn_cubecl::CubeBackend>().ok().map(of_tensor)
 }
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
-fn of_ints<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Place> {
+fn of_ints<const D: usize>(tensor: &Tensor<D, Int>) -> Option<Address> {
     tensor.clone().try_into_primitive::<burn_cubecl::CubeBackend>().ok().map(of_tensor)
 }
 
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
-fn of_tensor(tensor: burn_cubecl::tensor::CubeTensor) -> Place {
+fn of_tensor(tensor: burn_cubecl::tensor::CubeTensor) -> Address {
     let (allocation, start, end) = tensor.handle.binding().claim_key();
     [allocation.value as u64, start, end]
 }
 
 #[cfg(not(all(feature = "cube", not(feature = "fusion"))))]
-fn of_floats<const D: usize>(_: &Tensor<D>) -> Option<Place> {
+fn of_floats<const D: usize>(_: &Tensor<D>) -> Option<Address> {
     None
 }
 
 #[cfg(not(all(feature = "cube", not(feature = "fusion"))))]
-fn of_ints<const D: usize>(_: &Tensor<D, Int>) -> Option<Place> {
+fn of_ints<const D: usize>(_: &Tensor<D, Int>) -> Option<Address> {
     None
 }

@@ -6,7 +6,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Element, Int, Tensor, TensorData, bf16, f16};
 
 use crate::WeightFormat;
-use crate::capabilities::runs_ahead;
+use crate::capabilities::is_asynchronous;
 use crate::ops::{GROUP, Gelu, Gpt2Ops, QUAD, TILE};
 use crate::pages::zeroed;
 
@@ -50,7 +50,7 @@ impl Elements {
             WeightFormat::Bf16 => floats(zeros::<bf16>([tiles, inputs, TILE])),
             WeightFormat::Int8 => Self::Int8 {
                 weights: Tensor::from_data(zeros::<i32>(words), (device, DType::I32)),
-                scales: match runs_ahead(device) {
+                scales: match is_asynchronous(device) {
                     true => Tensor::from_data(zeros::<f32>(scales), (device, DType::F32)),
                     false => Tensor::from_data(zeros::<f16>(scales), (device, DType::F16)),
                 },

@@ -37,14 +37,14 @@ use burn::tensor::{DType, Device};
 
 pub use cached::{append, attend};
 pub use capabilities::{
-    allow_fast_f32, has_kernels, is_fast_f32_allowed, kernels_launched, largest_buffer, most_rows, runs_ahead,
+    allow_fast_f32, has_kernels, is_asynchronous, is_fast_f32_allowed, kernels_launched, largest_buffer, max_rows,
 };
 pub use captured::CapturedStep;
 pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use metadata::{AttentionMetadata, PackedRow, RowGroup};
 pub use ops::{Gelu, Gpt2Ops};
-pub use rows::{Ahead, advance, argmax, layer_norm};
+pub use rows::{DecodeState, advance, argmax, layer_norm};
 pub use threads::Threads;
 
 /// A device that cannot be had, or cannot do what is asked of it.
@@ -70,7 +70,7 @@ pub enum DeviceError {
     },
 
     /// The device is compiled in, but this machine does not have it, or no driver for it.
-    #[error("the device `{name}` is not to be had on this machine: {reason}")]
+    #[error("the device `{name}` is not available on this machine: {reason}")]
     Unavailable {
         /// The name as given.
         name: String,
@@ -106,7 +106,7 @@ pub enum DeviceError {
     },
 }
 
-/// Checks that a model can be prepared on `device` in `format`.
+/// Checks that a model can be packed on `device` in `format`.
 ///
 /// # Errors
 ///

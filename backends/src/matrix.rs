@@ -51,16 +51,16 @@ impl WeightFormat {
 /// A matrix `[inputs, outputs]` in the layout that its kernel reads from end to end.
 #[derive(Clone, Debug)]
 pub struct PackedMatrix {
-    /// Its columns, one part after the other: a device may have a limit for what a kernel reads as one buffer, and the head of
+    /// Its columns, one block after the other: a device may have a limit for what a kernel reads as one buffer, and the head of
     /// a GPT-2 takes more than WebGPU grants. All but the last have whole tiles.
-    pub(crate) parts: Vec<Part>,
+    pub(crate) blocks: Vec<ColumnBlock>,
     inputs: usize,
     outputs: usize,
 }
 
 /// Some columns of a matrix.
 #[derive(Clone, Debug)]
-pub(crate) struct Part {
+pub(crate) struct ColumnBlock {
     pub(crate) elements: Elements,
     pub(crate) columns: Range<usize>,
 }
@@ -69,47 +69,47 @@ impl PackedMatrix {
     /// Packs `[inputs, outputs]`, of any float type, rounded to `format`.
     pub fn new(matrix: Tensor<2>, format: WeightFormat) -> Self {
         let [inputs, outputs] = matrix.dims();
-        let parts = columns_of_parts([inputs, outputs], format, &matrix.device());
-        let part = |columns: Range<usize>| {
+        let blocks = columns_of_blocks([inputs, outputs], format, &matrix.device());
+        let block = |columns: Range<usize>| {
             let matrix = match columns.len() == outputs {
                 true => matrix.clone(),
                 false => matrix.clone().narrow(1, columns.start, columns.len()),
             };
-            Part { elements: Elements::new(matrix, format), columns }
+            ColumnBlock { elements: Elements::new(matrix, format), columns }
         };
-        Self { parts: parts.into_iter().map(part).collect(), inputs, outputs }
+        Self { blocks: blocks.into_iter().map(block).collect(), inputs, outputs }
     }
 
-    /// A matrix whose columns come one piece after the other from `piece`, which is asked for `[inputs, n]` with the columns
+    /// A matrix whose columns come one chunk after the other from `chunk`, which is asked for `[inputs, n]` with the columns
     /// `a..b` until `outputs` are there: so a matrix need not be there as a whole before it is packed.
     ///
     /// # Errors
     ///
-    /// The first of `piece`.
+    /// The first of `chunk`.
     ///
     /// # Panics
     ///
-    /// If a piece has another shape.
-    pub fn from_pieces<E>(
+    /// If a chunk has another shape.
+    pub fn from_column_chunks<E>(
         [inputs, outputs]: [usize; 2],
         format: WeightFormat,
         device: &Device,
-        mut piece: impl FnMut(Range<usize>) -> Result<Tensor<2>, E>,
+        mut chunk: impl FnMut(Range<usize>) -> Result<Tensor<2>, E>,
     ) -> Result<Self, E> {
         // Whole tiles, of about 4 MB in f32: little beside a matrix that is worth cutting.
         let width = (1_usize << 20).div_ceil(inputs.max(1)).next_multiple_of(TILE);
-        let mut parts = Vec::new();
-        for columns in columns_of_parts([inputs, outputs], format, device) {
+        let mut blocks = Vec::new();
+        for columns in columns_of_blocks([inputs, outputs], format, device) {
             let mut elements = Elements::empty([inputs, columns.len()], format, device);
             for first in columns.clone().step_by(width) {
                 let range = first..(first + width).min(columns.end);
-                let (matrix, count) = (piece(range.clone())?, range.len());
+                let (matrix, count) = (chunk(range.clone())?, range.len());
                 assert_eq!(matrix.dims(), [inputs, count], "shape of the columns {range:?}");
                 elements = elements.with(Elements::new(matrix, format), (first - columns.start) / TILE);
             }
-            parts.push(Part { elements, columns });
+            blocks.push(ColumnBlock { elements, columns });
         }
-        Ok(Self { parts, inputs, outputs })
+        Ok(Self { blocks, inputs, outputs })
     }
 
     /// `[inputs, outputs]`.
@@ -119,21 +119,21 @@ impl PackedMatrix {
 
     /// The device that it lies on.
     pub fn device(&self) -> Device {
-        match &self.parts[0].elements {
+        match &self.blocks[0].elements {
             Elements::Float(tiles) => tiles.device(),
             Elements::Int8 { weights, .. } => weights.device(),
         }
     }
 
-    /// The packed elements, as they lie on the device: one tensor a part, or whole numbers and their scales.
+    /// The packed elements, as they lie on the device: one tensor a block, or whole numbers and their scales.
     ///
     /// # Errors
     ///
     /// If the device does not hand them over.
     pub fn try_data(&self) -> Result<Vec<TensorData>, ExecutionError> {
         let mut data = Vec::new();
-        for part in &self.parts {
-            match part.elements.clone() {
+        for block in &self.blocks {
+            match block.elements.clone() {
                 Elements::Float(tiles) => data.push(tiles.try_into_data()?),
                 Elements::Int8 { weights, scales } => {
                     data.push(weights.try_into_data()?);
@@ -146,13 +146,13 @@ impl PackedMatrix {
 
     /// Bytes that it takes.
     pub fn bytes(&self) -> usize {
-        let bytes = |part: &Part| match &part.elements {
+        let bytes = |block: &ColumnBlock| match &block.elements {
             Elements::Float(tiles) => tiles.shape().num_elements() * tiles.dtype().size(),
             Elements::Int8 { weights, scales } => {
                 4 * weights.shape().num_elements() + scales.dtype().size() * scales.shape().num_elements()
             }
         };
-        self.parts.iter().map(bytes).sum()
+        self.blocks.iter().map(bytes).sum()
     }
 
     /// `x W + b`, put through GELU if a form of it is given: `[N, inputs]` to `[N, outputs]`, in f32 both.
@@ -162,11 +162,11 @@ impl PackedMatrix {
     /// If shapes or element types are others.
     pub fn linear(&self, x: Tensor<2>, bias: Tensor<1>, gelu: Option<Gelu>) -> Tensor<2> {
         assert_eq!([x.dims()[1], bias.dims()[0]], [self.inputs, self.outputs], "widths of x and of the bias");
-        self.of_parts(|part, columns| match columns {
-            None => part.linear(x.clone(), bias.clone(), self.outputs, gelu),
+        self.of_blocks(|block, columns| match columns {
+            None => block.linear(x.clone(), bias.clone(), self.outputs, gelu),
             Some(columns) => {
                 let bias = bias.clone().narrow(0, columns.start, columns.len());
-                part.linear(x.clone(), bias, columns.len(), gelu)
+                block.linear(x.clone(), bias, columns.len(), gelu)
             }
         })
     }
@@ -180,7 +180,7 @@ impl PackedMatrix {
         assert!(columns.end <= self.outputs, "columns {columns:?} of {}", self.outputs);
         let is_tiled =
             columns.start.is_multiple_of(TILE) && (columns.end.is_multiple_of(TILE) || columns.end == self.outputs);
-        match &self.parts[..] {
+        match &self.blocks[..] {
             [whole] if is_tiled => {
                 assert_eq!([x.dims()[1], bias.dims()[0]], [self.inputs, self.outputs], "widths of x and of the bias");
                 let bias = bias.narrow(0, columns.start, columns.len());
@@ -200,20 +200,22 @@ impl PackedMatrix {
         let ([rows, inputs], [outputs]) = (x.dims(), bias.dims());
         assert_eq!([inputs, outputs], [self.inputs, self.outputs], "widths of x and of the bias");
         assert_eq!(residual.dims(), [rows, outputs], "shape of the residual");
-        self.of_parts(|part, columns| match columns {
-            None => part.linear_add(x.clone(), bias.clone(), residual.clone()),
+        self.of_blocks(|block, columns| match columns {
+            None => block.linear_add(x.clone(), bias.clone(), residual.clone()),
             Some(columns) => {
                 let bias = bias.clone().narrow(0, columns.start, columns.len());
-                part.linear_add(x.clone(), bias, residual.clone().narrow(1, columns.start, columns.len()))
+                block.linear_add(x.clone(), bias, residual.clone().narrow(1, columns.start, columns.len()))
             }
         })
     }
 
-    /// What `product` makes with each part, side by side; without columns, with the whole.
-    fn of_parts(&self, product: impl Fn(&Elements, Option<&Range<usize>>) -> Tensor<2>) -> Tensor<2> {
-        match &self.parts[..] {
+    /// What `product` makes with each block, side by side; without columns, with the whole.
+    fn of_blocks(&self, product: impl Fn(&Elements, Option<&Range<usize>>) -> Tensor<2>) -> Tensor<2> {
+        match &self.blocks[..] {
             [whole] => product(&whole.elements, None),
-            parts => Tensor::cat(parts.iter().map(|part| product(&part.elements, Some(&part.columns))).collect(), 1),
+            blocks => {
+                Tensor::cat(blocks.iter().map(|block| product(&block.elements, Some(&block.columns))).collect(), 1)
+            }
         }
     }
 
@@ -227,26 +229,26 @@ impl PackedMatrix {
         let [count] = ids.dims();
         // Where something can be subtracted from them.
         let ids: Tensor<1, Int> = Tensor::from_dispatch(as_i32::<Dispatch>(ids.into_dispatch()));
-        let of_part = |part: &Part| {
-            let first = part.columns.start as i64;
-            let ids = ids.clone().sub_scalar(first).clamp(0, part.columns.len() as i64 - 1);
-            part.elements.columns(ids, self.inputs)
+        let of_block = |block: &ColumnBlock| {
+            let first = block.columns.start as i64;
+            let ids = ids.clone().sub_scalar(first).clamp(0, block.columns.len() as i64 - 1);
+            block.elements.columns(ids, self.inputs)
         };
-        let (first, others) = self.parts.split_first().expect("a matrix has a part, even without a column");
+        let (first, others) = self.blocks.split_first().expect("a matrix has a block, even without a column");
         if others.is_empty() {
             return first.elements.columns(ids, self.inputs);
         }
-        others.iter().fold(of_part(first), |rows, part| {
-            let is_here = ids.clone().greater_equal_elem(part.columns.start as i64).reshape([count, 1]);
-            rows.mask_where(is_here.expand([count, self.inputs]), of_part(part))
+        others.iter().fold(of_block(first), |rows, block| {
+            let is_here = ids.clone().greater_equal_elem(block.columns.start as i64).reshape([count, 1]);
+            rows.mask_where(is_here.expand([count, self.inputs]), of_block(block))
         })
     }
 }
 
-/// The columns of each part of a matrix: few enough for each to be read as one buffer.
-fn columns_of_parts([inputs, outputs]: [usize; 2], format: WeightFormat, device: &Device) -> Vec<Range<usize>> {
+/// The columns of each block of a matrix: few enough for each to be read as one buffer.
+fn columns_of_blocks([inputs, outputs]: [usize; 2], format: WeightFormat, device: &Device) -> Vec<Range<usize>> {
     let bytes_of_tile = TILE * inputs.next_multiple_of(QUAD).max(1) * format.element_bytes();
-    let most = largest_buffer(device).map_or(usize::MAX, |bytes| (bytes / bytes_of_tile).max(1).saturating_mul(TILE));
-    let starts = (0..outputs.max(1)).step_by(most);
-    starts.map(|start| start..start.saturating_add(most).min(outputs)).collect()
+    let max = largest_buffer(device).map_or(usize::MAX, |bytes| (bytes / bytes_of_tile).max(1).saturating_mul(TILE));
+    let starts = (0..outputs.max(1)).step_by(max);
+    starts.map(|start| start..start.saturating_add(max).min(outputs)).collect()
 }

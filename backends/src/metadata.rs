@@ -26,7 +26,7 @@ impl PackedRow {
     }
 }
 
-/// What attention has to know of a batch of new tokens, `[N]`: they are packed, which means that those of one row stand behind
+/// What attention has to know of a batch of new tokens, `[N]`: they are packed, which means that those of one row follow
 /// those of the row before, and nothing stands between them.
 #[derive(Clone, Debug)]
 pub struct AttentionMetadata {

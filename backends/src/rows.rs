@@ -6,7 +6,7 @@ use burn::tensor::{Int, Tensor};
 use crate::ops::Gpt2Ops;
 use crate::ops::default::as_i32;
 
-/// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`runs_ahead`](crate::runs_ahead) is true.
+/// Layer norm of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`. One kernel where [`is_asynchronous`](crate::is_asynchronous) is true.
 ///
 /// # Panics
 ///
@@ -25,32 +25,36 @@ pub fn argmax(logits: Tensor<2>) -> Tensor<1, Int> {
 
 /// What greedy decoding knows of its rows, on the device: see [`advance`].
 #[derive(Clone, Debug)]
-pub struct Ahead {
+pub struct DecodeState {
     /// The newest token of each row, `[B]`, in i32.
     pub ids: Tensor<1, Int>,
     /// Tokens before it, `[B]`, in i32.
-    pub past: Tensor<1, Int>,
+    pub context_lens: Tensor<1, Int>,
     /// The last `N` tokens that were chosen for each row, `[B, N]`, in i32: the one behind `p` tokens is at `p % N`.
     pub chosen: Tensor<2, Int>,
 }
 
-/// Takes the likeliest token of each row of `logits`, `[B, V]`. In [`chosen`](Ahead::chosen), -1 stands for logits that are not
-/// numbers, or none of which is finite; in [`ids`](Ahead::ids), there is a token of the vocabulary all the same. Tensors of
+/// Takes the most likely token of each row of `logits`, `[B, V]`. In [`chosen`](DecodeState::chosen), -1 stands for logits that are not
+/// numbers, or none of which is finite; in [`ids`](DecodeState::ids), there is a token of the vocabulary all the same. Tensors of
 /// other integers come back in i32.
 ///
 /// # Panics
 ///
 /// If shapes are others.
-pub fn advance(logits: Tensor<2>, ahead: Ahead) -> Ahead {
-    let Ahead { ids, past, chosen } = ahead;
-    let ([batch, _], [rows, places]) = (logits.dims(), chosen.dims());
-    assert_eq!([ids.dims(), past.dims(), [rows]], [[batch]; 3], "rows of what is known");
-    assert!(places > 0, "a place for what is chosen");
-    let (ids, past, chosen) = <Dispatch as Gpt2Ops>::advance(
+pub fn advance(logits: Tensor<2>, state: DecodeState) -> DecodeState {
+    let DecodeState { ids, context_lens, chosen } = state;
+    let ([batch, _], [rows, columns]) = (logits.dims(), chosen.dims());
+    assert_eq!([ids.dims(), context_lens.dims(), [rows]], [[batch]; 3], "rows of what is known");
+    assert!(columns > 0, "a place for what is chosen");
+    let (ids, context_lens, chosen) = <Dispatch as Gpt2Ops>::advance(
         logits.into_dispatch(),
         as_i32::<Dispatch>(ids.into_dispatch()),
-        as_i32::<Dispatch>(past.into_dispatch()),
+        as_i32::<Dispatch>(context_lens.into_dispatch()),
         as_i32::<Dispatch>(chosen.into_dispatch()),
     );
-    Ahead { ids: Tensor::from_dispatch(ids), past: Tensor::from_dispatch(past), chosen: Tensor::from_dispatch(chosen) }
+    DecodeState {
+        ids: Tensor::from_dispatch(ids),
+        context_lens: Tensor::from_dispatch(context_lens),
+        chosen: Tensor::from_dispatch(chosen),
+    }
 }

@@ -9,7 +9,7 @@ use proptest::prelude::*;
 
 use crate::elements::Elements;
 use crate::ops::{GROUP, LEAST_SCALE, default, default_int8};
-use crate::{Ahead, AttentionMetadata, Gelu, PackedMatrix, PackedRow, WeightFormat};
+use crate::{AttentionMetadata, DecodeState, Gelu, PackedMatrix, PackedRow, WeightFormat};
 use crate::{advance, append, argmax, attend};
 
 const FORMATS: &[WeightFormat] = &[WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
@@ -53,7 +53,7 @@ fn check_products([rows, inputs, outputs]: [usize; 3], ways: [usize; 3], format:
     let tensor = |primitive| Tensor::<2>::from_primitive::<Flex>(primitive);
 
     let of_bias = || flex(&bias);
-    let (product, sum, columns) = match &packed.parts[0].elements {
+    let (product, sum, columns) = match &packed.blocks[0].elements {
         Elements::Float(tiles) => {
             assert_close(
                 Tensor::<3>::from_primitive::<Flex>(default::pack::<Flex>(flex(&matrix.cast(format.float())))),
@@ -193,23 +193,23 @@ fn appending_is_that_of_the_default_body_and_happens_in_place() {
 }
 
 #[test]
-fn a_matrix_packed_in_pieces_is_the_same() {
-    // More columns than a piece has, and a last one that is no whole tile.
+fn a_matrix_packed_in_chunks_is_the_same() {
+    // More columns than a chunk has, and a last one that is no whole tile.
     let (inputs, outputs) = (3000, 800);
     let matrix = random([inputs, outputs]);
     for format in FORMATS {
-        let mut pieces = 0;
-        let in_pieces = PackedMatrix::from_pieces([inputs, outputs], *format, &Device::flex(), |columns| {
-            pieces += 1;
+        let mut chunks = 0;
+        let in_chunks = PackedMatrix::from_column_chunks([inputs, outputs], *format, &Device::flex(), |columns| {
+            chunks += 1;
             Ok::<_, ()>(matrix.clone().narrow(1, columns.start, columns.len()))
         });
-        assert!(pieces > 2);
+        assert!(chunks > 2);
         let whole = PackedMatrix::new(matrix.clone(), *format);
-        let (in_pieces, ids) = (in_pieces.unwrap(), Tensor::<1, Int>::arange(0..outputs as i64, &Device::flex()));
-        assert_eq!(in_pieces.bytes(), whole.bytes());
-        assert_eq!(in_pieces.columns(ids.clone()).into_data(), whole.columns(ids).into_data(), "{format:?}");
+        let (in_chunks, ids) = (in_chunks.unwrap(), Tensor::<1, Int>::arange(0..outputs as i64, &Device::flex()));
+        assert_eq!(in_chunks.bytes(), whole.bytes());
+        assert_eq!(in_chunks.columns(ids.clone()).into_data(), whole.columns(ids).into_data(), "{format:?}");
     }
-    let failed = PackedMatrix::from_pieces([4, 4], WeightFormat::F32, &Device::flex(), |_| Err("no"));
+    let failed = PackedMatrix::from_column_chunks([4, 4], WeightFormat::F32, &Device::flex(), |_| Err("no"));
     assert_eq!(failed.unwrap_err(), "no");
 }
 
@@ -253,27 +253,27 @@ pub(crate) fn check_integer_types(device: &Device) {
     let logits = random_on([2, 50], device);
     let all = |dtype: DType| {
         // Lengths with new ones behind them that some of the types do not hold.
-        let past = || integers(&[120, 7], dtype, device);
+        let context_lens = || integers(&[120, 7], dtype, device);
         let metadata = |query_lens: [usize; 2]| {
             let rows = [(0, 120), (1, 7)].map(|(slot, context_len)| PackedRow {
                 slot,
                 context_len,
                 query_len: query_lens[slot],
             });
-            AttentionMetadata::new(rows.to_vec(), device).with_context_lens(past())
+            AttentionMetadata::new(rows.to_vec(), device).with_context_lens(context_lens())
         };
         let [after, _] = append([keys.clone(), values.clone()], [new.clone(), new.clone()], &metadata([3, 2]));
-        let ahead = Ahead {
+        let state = DecodeState {
             ids: integers(&[1, 2], dtype, device),
-            past: past(),
+            context_lens: context_lens(),
             chosen: integers(&[9; 6], dtype, device).reshape([2, 3]),
         };
-        let ahead = advance(logits.clone(), ahead);
+        let state = advance(logits.clone(), state);
         (
             attend(query.clone(), keys.clone(), values.clone(), &metadata([120, 120])).into_data(),
             after.into_data(),
             packed.columns(integers(&[99, 0, 31], dtype, device)).into_data(),
-            [ahead.ids.into_data(), ahead.past.into_data(), ahead.chosen.into_data()],
+            [state.ids.into_data(), state.context_lens.into_data(), state.chosen.into_data()],
         )
     };
     let expected = all(DType::I32);
@@ -284,7 +284,7 @@ pub(crate) fn check_integer_types(device: &Device) {
 
 /// Rows of logits of all kinds, and what is chosen of each.
 #[track_caller]
-pub(crate) fn check_likeliest(device: &Device) {
+pub(crate) fn check_argmax(device: &Device) {
     const COUNT: usize = 1000;
     let row = |others: f32, which: &[(usize, f32)]| {
         let mut row = vec![others; COUNT];
@@ -309,8 +309,12 @@ pub(crate) fn check_likeliest(device: &Device) {
     assert_eq!(argmax(logits.clone()).try_into_vec_as::<i32>().unwrap(), expected);
 
     let ints = |value: i32| integers(&[value; 9], DType::I32, device);
-    let ahead = Ahead { ids: ints(8), past: ints(3), chosen: integers(&[5; 18], DType::I32, device).reshape([9, 2]) };
-    let Ahead { ids, past, chosen } = advance(logits, ahead);
+    let state = DecodeState {
+        ids: ints(8),
+        context_lens: ints(3),
+        chosen: integers(&[5; 18], DType::I32, device).reshape([9, 2]),
+    };
+    let DecodeState { ids, context_lens, chosen } = advance(logits, state);
     let ids: Vec<i32> = ids.try_into_vec_as().unwrap();
     let chosen: Vec<i32> = chosen.try_into_vec_as().unwrap();
     for (row, id) in expected.into_iter().enumerate() {
@@ -318,14 +322,14 @@ pub(crate) fn check_likeliest(device: &Device) {
         // What is looked up next is in the vocabulary, whatever was chosen.
         assert!((0..COUNT as i32).contains(&ids[row]) && (id < 0 || ids[row] == id), "row {row}: {}", ids[row]);
     }
-    assert_eq!(past.try_into_vec_as::<i32>().unwrap(), [4; 9]);
+    assert_eq!(context_lens.try_into_vec_as::<i32>().unwrap(), [4; 9]);
 }
 
 #[test]
-fn a_row_without_a_finite_logit_has_no_likeliest() {
-    check_likeliest(&Device::flex());
+fn a_row_without_a_finite_logit_has_no_argmax() {
+    check_argmax(&Device::flex());
     #[cfg(feature = "ndarray")]
-    check_likeliest(&crate::device("ndarray").unwrap());
+    check_argmax(&crate::device("ndarray").unwrap());
     let (bottom, half) = (f16::NEG_INFINITY, f16::from_f32);
     let logits = [[bottom; 3], [half(0.0), f16::NAN, bottom], [bottom, half(-2.0), half(-3.0)]].concat();
     let logits = Tensor::<2>::from_data(TensorData::new(logits, [3, 3]), (&Device::flex(), DType::F16));
@@ -417,7 +421,7 @@ fn groups_of_tiny_weights_are_quantized_alike_by_kernel_and_default_body() {
     for size in [1e-9, 2e-8, 1e-7, 1e-6, 3.7e-6, 1e-5, 1e-4, 1e-3, 1e-2] {
         let matrix = random([70, 40]) * size;
         let packed = PackedMatrix::new(matrix.clone(), WeightFormat::Int8);
-        let Elements::Int8 { weights, scales } = &packed.parts[0].elements else { panic!("it was quantized") };
+        let Elements::Int8 { weights, scales } = &packed.blocks[0].elements else { panic!("it was quantized") };
         let (words, steps) = default_int8::quantize::<Flex>(flex(&matrix), DType::F16);
         let (words, steps) =
             (Tensor::<3, Int>::from_primitive::<Flex>(words), Tensor::<3>::from_primitive::<Flex>(steps));
@@ -429,10 +433,10 @@ fn groups_of_tiny_weights_are_quantized_alike_by_kernel_and_default_body() {
         let expected: Vec<f32> = matrix.transpose().try_into_vec_as().unwrap();
         for (found, expected) in found.chunks(70).zip(expected.chunks(70)) {
             for (found, expected) in found.chunks(GROUP).zip(expected.chunks(GROUP)) {
-                let most = expected.iter().fold(0.0_f32, |most, weight| most.max(weight.abs()));
-                let scale = (most / 127.0 * 1.001).max(most / 127.0 + LEAST_SCALE);
+                let max = expected.iter().fold(0.0_f32, |max, weight| max.max(weight.abs()));
+                let scale = (max / 127.0 * 1.001).max(max / 127.0 + LEAST_SCALE);
                 let worst = found.iter().zip(expected).fold(0.0_f32, |worst, (a, b)| worst.max((a - b).abs()));
-                assert!(worst <= scale * 0.501, "{worst} of {most}");
+                assert!(worst <= scale * 0.501, "{worst} of {max}");
             }
         }
     }

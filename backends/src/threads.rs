@@ -12,7 +12,7 @@ pub struct Threads {
 }
 
 /// A pool that is much wider than the machine only takes memory and time to start.
-const MOST_PER_CORE: usize = 16;
+const MAX_PER_CORE: usize = 16;
 
 impl Threads {
     /// Starts `threads` threads; 0 means one a core.
@@ -22,9 +22,9 @@ impl Threads {
     /// [`DeviceError::Threads`] if there are more than 16 a core, or the system refuses.
     pub fn new(threads: usize) -> Result<Self, DeviceError> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let most = cores.saturating_mul(MOST_PER_CORE);
-        if threads > most {
-            let reason = format!("this machine has {cores} cores, and {most} threads are the most that make sense");
+        let max = cores.saturating_mul(MAX_PER_CORE);
+        if threads > max {
+            let reason = format!("this machine has {cores} cores, and {max} threads are the most that make sense");
             return Err(DeviceError::Threads { threads, reason });
         }
         let pool = rayon::ThreadPoolBuilder::new()
@@ -72,8 +72,8 @@ mod tests {
         let threads = Threads::new(3).unwrap();
         assert_eq!(threads.count(), 3);
         assert_eq!(threads.install(Threads::current), 3);
-        let (mut numbers, places) = (vec![0; 50], (1..=50).collect::<Vec<_>>());
-        Threads::for_each(numbers.iter_mut().zip(places).collect(), |(number, place)| *number = place);
+        let (mut numbers, positions) = (vec![0; 50], (1..=50).collect::<Vec<_>>());
+        Threads::for_each(numbers.iter_mut().zip(positions).collect(), |(number, position)| *number = position);
         assert_eq!(numbers.iter().sum::<i32>(), 51 * 25);
         assert!(matches!(Threads::new(1_000_000), Err(DeviceError::Threads { threads: 1_000_000, .. })));
     }

@@ -69,7 +69,7 @@ class Peer:
             torch.cuda.synchronize(self.device)
 
     def decode(self, tokens, cache):
-        """The likeliest next token of each row, `[batch, 1]`."""
+        """The most likely next token of each row, `[batch, 1]`."""
         logits = self.model(tokens, past_key_values=cache, logits_to_keep=1).logits
         return logits[:, -1].argmax(dim=-1, keepdim=True)
 

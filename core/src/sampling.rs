@@ -20,13 +20,13 @@ use crate::{Error, Result};
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Sampling {
-    /// Logits are divided by it; 0: the likeliest token is taken (greedy).
+    /// Logits are divided by it; 0: the most likely token is taken (greedy).
     pub temperature: f64,
-    /// Only the k likeliest tokens are kept (Fan et al., 2018).
+    /// Only the k most likely tokens are kept (Fan et al., 2018).
     pub top_k: Option<usize>,
-    /// The smallest set of likeliest tokens that has this much probability is kept (Holtzman et al., 2020).
+    /// The smallest set of most likely tokens that has this much probability is kept (Holtzman et al., 2020).
     pub top_p: f64,
-    /// Tokens with less than this share of the likeliest one's probability are dropped (Nguyen et al., 2024).
+    /// Tokens with less than this share of the most likely one's probability are dropped (Nguyen et al., 2024).
     pub min_p: f64,
     /// Logits of tokens that have occurred are divided by it if positive, multiplied if negative (Keskar et al., 2019).
     pub repetition_penalty: f64,
@@ -40,7 +40,7 @@ impl Default for Sampling {
 }
 
 impl Sampling {
-    /// Always the likeliest token.
+    /// Always the most likely token.
     pub fn greedy() -> Self {
         Self { temperature: 0.0, ..Self::default() }
     }
@@ -71,7 +71,7 @@ impl Sampling {
     /// Whether the token is the first of the largest logits as they are, so that whoever finds that one, a GPU for instance,
     /// needs neither the others nor the text.
     pub fn is_argmax(&self) -> bool {
-        // Every parameter by name: one that is added has to be thought of here. The likeliest token passes each filter.
+        // Every parameter by name: one that is added has to be thought of here. The most likely token passes each filter.
         let Self { temperature, top_k: _, top_p: _, min_p: _, repetition_penalty } = *self;
         temperature == 0.0 && repetition_penalty == 1.0
     }
@@ -84,11 +84,11 @@ impl Sampling {
     /// not a number.
     pub fn distribution(&self, logits: &[f32], previous: &[u32]) -> Result<Distribution> {
         self.validate()?;
-        let most = largest(logits);
-        let most = most.ok_or_else(|| Error::mismatch("logits", "numbers, the largest of them finite", "others"))?;
+        let max = largest(logits);
+        let max = max.ok_or_else(|| Error::mismatch("logits", "numbers, the largest of them finite", "others"))?;
         if self.is_argmax() {
             // The first of the largest, without a list of all.
-            let best = logits.iter().position(|logit| *logit == most).unwrap_or(0);
+            let best = logits.iter().position(|logit| *logit == max).unwrap_or(0);
             return Ok(Distribution { ids: vec![best as u32], probs: vec![1.0] });
         }
         let mut kept: Vec<(u32, f64)> =
@@ -99,15 +99,15 @@ impl Sampling {
             return Ok(Distribution { ids: best.iter().map(|best| best.0).collect(), probs: vec![1.0] });
         }
 
-        let likeliest_first =
+        let most_likely_first =
             |left: &(u32, f64), right: &(u32, f64)| right.1.total_cmp(&left.1).then(left.0.cmp(&right.0));
         if let Some(k) = self.top_k.filter(|&k| k < kept.len()) {
-            kept.select_nth_unstable_by(k - 1, likeliest_first);
+            kept.select_nth_unstable_by(k - 1, most_likely_first);
             kept.truncate(k);
         }
         softmax(&mut kept, self.temperature);
         if self.top_p < 1.0 {
-            kept.sort_unstable_by(likeliest_first);
+            kept.sort_unstable_by(most_likely_first);
             let mut before = 0.0;
             let enough = kept.iter().position(|(_, prob)| {
                 let reached = before >= self.top_p;
@@ -117,8 +117,8 @@ impl Sampling {
             kept.truncate(enough.unwrap_or(kept.len()));
         }
         if self.min_p > 0.0 {
-            let most = kept.iter().map(|(_, prob)| *prob).fold(0.0, f64::max);
-            kept.retain(|(_, prob)| *prob >= self.min_p * most);
+            let max = kept.iter().map(|(_, prob)| *prob).fold(0.0, f64::max);
+            kept.retain(|(_, prob)| *prob >= self.min_p * max);
         }
         kept.sort_unstable_by_key(|(id, _)| *id);
         let total: f64 = kept.iter().map(|(_, prob)| prob).sum();
@@ -154,23 +154,23 @@ impl Sampling {
 /// A vocabulary is long, and this is done at every step: sixteen lanes, of which a compiler makes vectors.
 fn largest(numbers: &[f32]) -> Option<f32> {
     let (chunks, rest) = numbers.as_chunks::<16>();
-    let (mut most, mut has_nan) = ([f32::NEG_INFINITY; 16], [false; 16]);
+    let (mut max, mut has_nan) = ([f32::NEG_INFINITY; 16], [false; 16]);
     for chunk in chunks {
         for lane in 0..16 {
-            most[lane] = if chunk[lane] > most[lane] { chunk[lane] } else { most[lane] };
+            max[lane] = if chunk[lane] > max[lane] { chunk[lane] } else { max[lane] };
             has_nan[lane] |= chunk[lane].is_nan();
         }
     }
-    let largest = most.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+    let largest = max.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
     let is_number = !has_nan.contains(&true) && !rest.iter().any(|x| x.is_nan());
     (is_number && largest.is_finite()).then_some(largest)
 }
 
 /// Replaces logits by the probabilities at a temperature above 0.
 fn softmax(kept: &mut [(u32, f64)], temperature: f64) {
-    let most = kept.iter().map(|(_, logit)| *logit).fold(f64::NEG_INFINITY, f64::max);
+    let max = kept.iter().map(|(_, logit)| *logit).fold(f64::NEG_INFINITY, f64::max);
     // The difference first: a logit divided by a tiny temperature is infinite.
-    kept.iter_mut().for_each(|(_, logit)| *logit = ((*logit - most) / temperature).exp());
+    kept.iter_mut().for_each(|(_, logit)| *logit = ((*logit - max) / temperature).exp());
     let total: f64 = kept.iter().map(|(_, weight)| weight).sum();
     kept.iter_mut().for_each(|(_, weight)| *weight /= total);
 }
@@ -238,9 +238,9 @@ impl Distribution {
 
 /// Natural logarithm of the probability that `logits` give to each id, filters aside.
 pub fn log_softmax(logits: &[f32]) -> Vec<f64> {
-    let most = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
-    let total: f64 = logits.iter().map(|&logit| (f64::from(logit) - most).exp()).sum();
-    logits.iter().map(|&logit| f64::from(logit) - most - total.ln()).collect()
+    let max = f64::from(logits.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+    let total: f64 = logits.iter().map(|&logit| (f64::from(logit) - max).exp()).sum();
+    logits.iter().map(|&logit| f64::from(logit) - max - total.ln()).collect()
 }
 
 /// What a random number is for.
@@ -262,7 +262,7 @@ pub enum Purpose {
 /// Nothing else is random: what is drawn for a sample depends on its seed, its stream (the sample's index within its
 /// prompt, or what the caller sets), the position in its sequence and the purpose, and so neither on its company in
 /// a batch nor on how a decoder came to the position. The four are the key of a ChaCha8 generator.
-pub fn uniform(seed: u64, stream: u64, position: u64, purpose: Purpose) -> f64 {
+pub fn uniform(seed: u64, rng_stream: u64, position: u64, purpose: Purpose) -> f64 {
     let purpose = match purpose {
         Purpose::Token => 0_u64,
         Purpose::Draft => 1,
@@ -270,7 +270,7 @@ pub fn uniform(seed: u64, stream: u64, position: u64, purpose: Purpose) -> f64 {
         Purpose::Residual => 3,
     };
     let mut key = [0; 32];
-    for (bytes, part) in key.chunks_exact_mut(8).zip([seed, stream, position, purpose]) {
+    for (bytes, part) in key.chunks_exact_mut(8).zip([seed, rng_stream, position, purpose]) {
         bytes.copy_from_slice(&part.to_le_bytes());
     }
     let bits = ChaCha8Rng::from_seed(key).next_u64();
@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn greedy_takes_the_first_of_the_likeliest() {
+    fn greedy_takes_the_first_of_equal_logits() {
         let distribution = Sampling::greedy().distribution(&[1.0, 5.0, 5.0, f32::NEG_INFINITY], &[]).unwrap();
         assert_eq!(distribution.ids(), [1]);
         assert_eq!(distribution.sample(0.999), 1);
@@ -420,7 +420,7 @@ mod tests {
 
     #[test]
     fn random_numbers_depend_on_each_of_their_coordinates() {
-        let at = |seed, stream, position| uniform(seed, stream, position, Purpose::Token);
+        let at = |seed, rng_stream, position| uniform(seed, rng_stream, position, Purpose::Token);
         assert_eq!(at(1, 2, 3), at(1, 2, 3));
         assert_ne!(at(1, 2, 3), at(2, 2, 3));
         assert_ne!(at(1, 2, 3), at(1, 3, 3));

@@ -164,9 +164,9 @@ mod tests {
     #[test]
     fn sizes_that_overflow_are_named() {
         let one = ModelShape { n_head: 1, n_inner: Some(1), vocab_size: 1, n_positions: 1, ..ModelShape::default() };
-        let most = i32::MAX as usize;
+        let max = i32::MAX as usize;
         assert_eq!(field_of(ModelShape { vocab_size: 99_999_999_999, ..one }), "vocab_size");
-        assert_eq!(field_of(ModelShape { vocab_size: most, n_embd: most, ..one }), "vocab_size");
+        assert_eq!(field_of(ModelShape { vocab_size: max, n_embd: max, ..one }), "vocab_size");
         assert_eq!(field_of(ModelShape { n_embd: 1 << 30, ..one }), "n_embd");
         assert_eq!(field_of(ModelShape { n_layer: 2_000_000_000, n_embd: 1 << 16, ..one }), "n_embd");
     }

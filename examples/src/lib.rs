@@ -91,7 +91,7 @@ pub fn three_ways(name: &str, device: &Device) -> std::result::Result<(), Box<dy
 
 /// A model of the embedded pair, for the device's kernels where it has some.
 fn load(model: &Model, device: &Device) -> Result<Gpt2> {
-    Checkpoint::from_bytes(model.config, model.weights)?.load_prepared(device, WeightFormat::F32)
+    Checkpoint::from_bytes(model.config, model.weights)?.load_packed(device, WeightFormat::F32)
 }
 
 /// Median of a figure.

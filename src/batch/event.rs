@@ -33,7 +33,7 @@ impl fmt::Display for FinishReason {
 pub struct TokenLogprobs {
     /// That of the chosen token.
     pub chosen: f64,
-    /// The likeliest tokens, likeliest first.
+    /// The most likely tokens, most likely first.
     pub top: Vec<(u32, f64)>,
 }
 

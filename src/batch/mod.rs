@@ -85,7 +85,7 @@ pub struct Batch<'a> {
     /// All rows that have not ended, in the order of their arrival.
     rows: BTreeMap<RowId, Row<'a>>,
     /// Whose the runner's rows are.
-    places: Vec<RowId>,
+    row_ids: Vec<RowId>,
     next_id: u64,
     report: BatchReport,
     last_step: StepReport,
@@ -112,7 +112,7 @@ impl<'a> Batch<'a> {
             options,
             capacity,
             rows: BTreeMap::new(),
-            places: Vec::new(),
+            row_ids: Vec::new(),
             next_id: 0,
             report: BatchReport::default(),
             last_step: StepReport::default(),
@@ -179,7 +179,7 @@ impl<'a> Batch<'a> {
 
     /// Rows for which there is no room yet.
     pub fn waiting(&self) -> usize {
-        self.rows.values().filter(|row| row.place.is_none() && row.leader.is_none()).count()
+        self.rows.values().filter(|row| row.runner_row.is_none() && row.leader.is_none()).count()
     }
 
     /// What has been done so far.

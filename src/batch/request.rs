@@ -95,8 +95,8 @@ pub struct RowRequest {
     pub acceptance: Acceptance,
     /// Whether keys and values of the new tokens go to the cache of prefixes too, if there is one: then the next turn of a
     /// conversation begins with something known.
-    pub keep_generated: bool,
-    /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
+    pub cache_generated: bool,
+    /// Whether to report log-probabilities, and of how many of the most likely tokens besides the chosen one.
     pub logprobs: Option<usize>,
 }
 
@@ -112,7 +112,7 @@ impl RowRequest {
             stop: Stop::default(),
             on_context_end: ContextEnd::default(),
             acceptance: Acceptance::Match,
-            keep_generated: false,
+            cache_generated: false,
             logprobs: None,
         }
     }

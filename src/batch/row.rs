@@ -4,7 +4,7 @@ use super::text::TextTail;
 use super::{ContextEnd, FinishReason, RowId, RowRequest, RowToken, TokenLogprobs};
 use crate::sampling::{Purpose, log_softmax, uniform};
 use crate::speculative::proposer::{DraftRow, Proposal};
-use crate::speculative::{Judged, Speculating};
+use crate::speculative::{Speculating, VerifiedToken};
 use crate::{Error, Gpt2Config, Result};
 
 /// One completion.
@@ -22,7 +22,7 @@ pub struct Row<'a> {
     window_start: usize,
     tail: Option<TextTail<'a>>,
     /// Which row of the runner it is; none: it waits.
-    pub place: Option<usize>,
+    pub runner_row: Option<usize>,
     /// The row with the same prompt that computes it.
     pub leader: Option<RowId>,
     /// Steps since it had a turn.
@@ -51,7 +51,7 @@ impl<'a> Row<'a> {
             tokens: ids,
             window_start,
             tail,
-            place: None,
+            runner_row: None,
             leader: None,
             waited: 0,
             computed: 0,
@@ -78,10 +78,10 @@ impl<'a> Row<'a> {
 
     /// As a row that can get a draft: of no more tokens than the context has room for, and than can be wanted besides the one that
     /// the target adds.
-    pub fn draft(&self, place: usize, config: &Gpt2Config) -> DraftRow<'_> {
+    pub fn draft(&self, runner_row: usize, config: &Gpt2Config) -> DraftRow<'_> {
         let wanted = self.request.max_new_tokens.saturating_sub(self.new_tokens() + 1);
         DraftRow {
-            row: place,
+            row: runner_row,
             prompt_index: self.prompt_index,
             sample: self.sample,
             sampling: self.request.sampling,
@@ -123,11 +123,11 @@ impl<'a> Row<'a> {
             let distribution =
                 request.sampling.distribution(logits, &self.tokens).map_err(|_| self.not_finite(position))?;
             let random = |purpose| uniform(request.seed, request.rng_stream, position as u64, purpose);
-            let Judged { id, accepted } = match speculating.as_deref_mut().zip(proposal) {
+            let VerifiedToken { id, accepted } = match speculating.as_deref_mut().zip(proposal) {
                 Some((speculating, proposal)) => {
-                    speculating.judge(request.acceptance, at, proposal, &distribution, random)
+                    speculating.verify(request.acceptance, at, proposal, &distribution, random)
                 }
-                None => Judged { id: distribution.sample(random(Purpose::Token)), accepted: false },
+                None => VerifiedToken { id: distribution.sample(random(Purpose::Token)), accepted: false },
             };
             let logprobs = request.logprobs.map(|top| logprobs(logits, id, top));
             tokens.push(self.push(id, logprobs, config)?);
@@ -175,13 +175,13 @@ impl<'a> Row<'a> {
 fn logprobs(logits: &[f32], chosen: u32, count: usize) -> TokenLogprobs {
     let all = log_softmax(logits);
     let mut order: Vec<u32> = (0..all.len() as u32).collect();
-    let likeliest_first =
+    let most_likely_first =
         |left: &u32, right: &u32| all[*right as usize].total_cmp(&all[*left as usize]).then(left.cmp(right));
     let count = count.min(order.len());
     if (1..order.len()).contains(&count) {
-        order.select_nth_unstable_by(count - 1, likeliest_first);
+        order.select_nth_unstable_by(count - 1, most_likely_first);
     }
     order.truncate(count);
-    order.sort_unstable_by(likeliest_first);
+    order.sort_unstable_by(most_likely_first);
     TokenLogprobs { chosen: all[chosen as usize], top: order.into_iter().map(|id| (id, all[id as usize])).collect() }
 }

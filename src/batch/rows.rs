@@ -19,28 +19,29 @@ impl Batch<'_> {
         }
     }
 
-    /// Gives rows that wait a place, as far as there is room; one whose prompt another row computes joins when that is done.
+    /// Gives rows that wait a row of the runner, as far as there is room; one whose prompt another row computes joins when that is done.
     pub(super) fn admit(&mut self) -> Result<()> {
-        let is_waiting = |row: &&Row<'_>| row.place.is_none() && row.leader.is_none() && row.request.max_new_tokens > 0;
+        let is_waiting =
+            |row: &&Row<'_>| row.runner_row.is_none() && row.leader.is_none() && row.request.max_new_tokens > 0;
         let room = self.options.max_rows.saturating_sub(self.rows.len() - self.waiting());
         let joining: Vec<RowId> = self.rows.values().filter(is_waiting).take(room).map(|row| row.id).collect();
         if joining.is_empty() {
             return Ok(());
         }
-        let computing = self.rows.values().filter(|row| row.place.is_some() && row.new_tokens() == 0);
+        let computing = self.rows.values().filter(|row| row.runner_row.is_some() && row.new_tokens() == 0);
         let mut leaders: HashMap<&[u32], RowId> = computing.map(|row| (row.window(), row.id)).collect();
         let leader = |id: &RowId| {
             let leader = *leaders.entry(self.rows[id].window()).or_insert(*id);
             Some(leader).filter(|leader| leader != id)
         };
         let leaders: Vec<Option<RowId>> = joining.iter().map(leader).collect();
-        let is_join = self.places.iter().any(|id| self.rows[id].new_tokens() > 0);
+        let is_join = self.row_ids.iter().any(|id| self.rows[id].new_tokens() > 0);
         for (id, leader) in joining.into_iter().zip(leaders) {
             match leader {
                 None => match self.push(id) {
-                    Ok(place) => self.runner.look_up(place, self.rows[&id].window(), 1)?,
+                    Ok(runner_row) => self.runner.look_up(runner_row, self.rows[&id].window(), 1)?,
                     // There is room when others have left.
-                    Err(_) if !self.places.is_empty() => break,
+                    Err(_) if !self.row_ids.is_empty() => break,
                     Err(error) => return Err(error),
                 },
                 Some(leader) => {
@@ -56,32 +57,32 @@ impl Batch<'_> {
 
     /// Makes a row one of the runner's.
     fn push(&mut self, id: RowId) -> Result<usize> {
-        let place = self.runner.push()?;
-        if let Err(error) = self.take_place(id, place) {
-            self.runner.truncate_rows(place);
+        let runner_row = self.runner.push()?;
+        if let Err(error) = self.take_runner_row(id, runner_row) {
+            self.runner.truncate_rows(runner_row);
             return Err(error);
         }
-        Ok(place)
+        Ok(runner_row)
     }
 
     /// Notes that a row is the last of the runner's, and makes it one of the draft's.
-    fn take_place(&mut self, id: RowId, place: usize) -> Result<()> {
+    fn take_runner_row(&mut self, id: RowId, runner_row: usize) -> Result<()> {
         self.speculating.as_mut().map_or(Ok(()), Speculating::push)?;
-        self.places.push(id);
+        self.row_ids.push(id);
         if let Some(row) = self.rows.get_mut(&id) {
-            (row.place, row.leader) = (Some(place), None);
+            (row.runner_row, row.leader) = (Some(runner_row), None);
         }
         Ok(())
     }
 
     /// Lets rows with the same prompt join the one that has computed it; returns those that did. If there is no room for all, the
     /// others wait until there is, and compute it themselves.
-    pub(super) fn join_followers(&mut self, place: usize, tokens: usize, followers: &[RowId]) -> Vec<RowId> {
-        let first = self.places.len();
-        let forked = self.runner.fork(place, tokens, followers.len()).map_or(0, |()| followers.len());
+    pub(super) fn join_followers(&mut self, runner_row: usize, tokens: usize, followers: &[RowId]) -> Vec<RowId> {
+        let first = self.row_ids.len();
+        let forked = self.runner.fork(runner_row, tokens, followers.len()).map_or(0, |()| followers.len());
         let mut joined = Vec::new();
         for &id in followers {
-            if joined.len() < forked && self.take_place(id, first + joined.len()).is_ok() {
+            if joined.len() < forked && self.take_runner_row(id, first + joined.len()).is_ok() {
                 joined.push(id);
             } else if let Some(row) = self.rows.get_mut(&id) {
                 row.leader = None;
@@ -96,18 +97,18 @@ impl Batch<'_> {
     pub fn cancel(&mut self, id: RowId) -> bool {
         let Some(row) = self.rows.get(&id) else { return false };
         let follower = self.rows.values().find(|other| other.leader == Some(id)).map(|other| other.id);
-        match (row.place, follower) {
+        match (row.runner_row, follower) {
             // Somebody else wants what it has computed.
-            (Some(place), Some(heir)) => {
-                self.places[place] = heir;
+            (Some(runner_row), Some(heir)) => {
+                self.row_ids[runner_row] = heir;
                 for other in self.rows.values_mut().filter(|other| other.leader == Some(id)) {
                     other.leader = Some(heir).filter(|heir| *heir != other.id);
                 }
                 if let Some(heir) = self.rows.get_mut(&heir) {
-                    heir.place = Some(place);
+                    heir.runner_row = Some(runner_row);
                 }
             }
-            (Some(place), None) => self.vacate(&[place]),
+            (Some(runner_row), None) => self.vacate(&[runner_row]),
             (None, _) => {}
         }
         self.rows.remove(&id);
@@ -119,44 +120,46 @@ impl Batch<'_> {
         let mut ended = Vec::new();
         for event in events {
             let id = event.row();
-            let Some((row, place)) = self.rows.get(&id).and_then(|row| Some((row, row.place?))) else { continue };
+            let Some((row, runner_row)) = self.rows.get(&id).and_then(|row| Some((row, row.runner_row?))) else {
+                continue;
+            };
             let failed = matches!(event, RowEvent::Failed { .. });
             if !failed && !matches!(event, RowEvent::Token(token) if token.finish.is_some()) {
                 continue;
             }
             if failed {
-                self.runner.wipe(place);
-            } else if row.request.keep_generated {
-                self.runner.insert(place, row.window());
+                self.runner.wipe(runner_row);
+            } else if row.request.cache_generated {
+                self.runner.insert(runner_row, row.window());
             }
             match &mut self.speculating {
-                Some(speculating) if failed => speculating.wipe(place),
-                Some(speculating) if row.request.keep_generated => speculating.insert(place, row.window()),
+                Some(speculating) if failed => speculating.wipe(runner_row),
+                Some(speculating) if row.request.cache_generated => speculating.insert(runner_row, row.window()),
                 _ => {}
             }
-            ended.push(place);
+            ended.push(runner_row);
             self.rows.remove(&id);
         }
         self.vacate(&ended);
     }
 
-    /// Takes places out; those behind them move up.
-    fn vacate(&mut self, places: &[usize]) {
-        if places.is_empty() {
+    /// Takes rows out of the runner; those after them move up.
+    fn vacate(&mut self, row_ids: &[usize]) {
+        if row_ids.is_empty() {
             return;
         }
-        let mut is_kept = vec![true; self.places.len()];
-        places.iter().for_each(|&place| is_kept[place] = false);
+        let mut is_kept = vec![true; self.row_ids.len()];
+        row_ids.iter().for_each(|&runner_row| is_kept[runner_row] = false);
         self.runner.retain(&is_kept);
         if let Some(speculating) = &mut self.speculating {
             speculating.retain(&is_kept);
         }
-        retain(&mut self.places, &is_kept);
-        for (place, id) in self.places.iter().enumerate() {
+        retain(&mut self.row_ids, &is_kept);
+        for (runner_row, id) in self.row_ids.iter().enumerate() {
             if let Some(row) = self.rows.get_mut(id) {
-                row.place = Some(place);
+                row.runner_row = Some(runner_row);
             }
         }
-        self.report.leaves += if self.places.is_empty() { 0 } else { places.len() };
+        self.report.leaves += if self.row_ids.is_empty() { 0 } else { row_ids.len() };
     }
 }

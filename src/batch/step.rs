@@ -21,7 +21,7 @@ struct Outcome {
     row: RowId,
     /// Which forward of the step has its logits, and which row of the runner they are of.
     round: usize,
-    place: usize,
+    runner_row: usize,
 }
 
 impl Batch<'_> {
@@ -61,12 +61,12 @@ impl Batch<'_> {
 
     /// Steps that can be taken before any of their tokens is looked at; 0 if it has to be looked at each.
     fn steps_unseen(&self) -> usize {
-        if self.speculating.is_some() || self.places.len() < self.rows.len() || !self.runner.can_multi_step() {
+        if self.speculating.is_some() || self.row_ids.len() < self.rows.len() || !self.runner.can_multi_step() {
             return 0;
         }
-        let steps = self.places.iter().enumerate().map(|(place, id)| {
+        let steps = self.row_ids.iter().enumerate().map(|(runner_row, id)| {
             let row = &self.rows[id];
-            row.steps_unseen(self.runner.known(place, row.window()), self.config())
+            row.steps_unseen(self.runner.known(runner_row, row.window()), self.config())
         });
         steps.min().unwrap_or(0).min(MAX_MULTI_STEPS)
     }
@@ -74,24 +74,26 @@ impl Batch<'_> {
     /// Takes steps without waiting for their tokens, and looks at those then; what was computed behind the end of a row is dropped.
     /// False: nothing came of it.
     fn multi_step(&mut self, steps: usize, step: &mut StepReport, events: &mut Vec<RowEvent>) -> Result<bool> {
-        let windows: Vec<&[u32]> = self.places.iter().map(|id| self.rows[id].window()).collect();
+        let windows: Vec<&[u32]> = self.row_ids.iter().map(|id| self.rows[id].window()).collect();
         let Some(chosen) = self.runner.multi_step(&windows, steps, MAX_MULTI_STEPS)? else { return Ok(false) };
-        (step.multi_steps, step.rows) = (steps, self.places.len());
+        (step.multi_steps, step.rows) = (steps, self.row_ids.len());
         let config = self.runner.model().config();
-        let mut ended = vec![false; self.places.len()];
-        let mut by_arrival: Vec<usize> = (0..self.places.len()).collect();
-        by_arrival.sort_unstable_by_key(|place| self.places[*place]);
+        let mut ended = vec![false; self.row_ids.len()];
+        let mut by_arrival: Vec<usize> = (0..self.row_ids.len()).collect();
+        by_arrival.sort_unstable_by_key(|runner_row| self.row_ids[*runner_row]);
         for ids in chosen {
-            for &place in &by_arrival {
-                let id = ids[place];
-                let Some(row) = self.rows.get_mut(&self.places[place]).filter(|_| !ended[place]) else { continue };
+            for &runner_row in &by_arrival {
+                let id = ids[runner_row];
+                let Some(row) = self.rows.get_mut(&self.row_ids[runner_row]).filter(|_| !ended[runner_row]) else {
+                    continue;
+                };
                 let token = u32::try_from(id).ok().filter(|id| (*id as usize) < config.vocab_size);
                 let token = token.ok_or_else(|| row.not_finite(row.tokens.len()));
                 let event = match token.and_then(|id| row.push(id, None, config)) {
                     Ok(token) => RowEvent::Token(token),
                     Err(error) => RowEvent::Failed { row: row.id, error },
                 };
-                ended[place] = row.finish.is_some() || matches!(event, RowEvent::Failed { .. });
+                ended[runner_row] = row.finish.is_some() || matches!(event, RowEvent::Failed { .. });
                 events.push(event);
             }
         }
@@ -102,10 +104,11 @@ impl Batch<'_> {
     /// Returns how many tokens rows got that had some already; none if there was no such row.
     fn compute(&mut self, step: &mut StepReport, events: &mut Vec<RowEvent>) -> Result<Option<usize>> {
         self.slide()?;
-        let mut placed = self.places.clone();
-        placed.sort_unstable();
-        let has_begun = placed.iter().any(|id| self.rows[id].new_tokens() > 0);
-        let (ready, mut pending): (Vec<RowId>, Vec<RowId>) = placed.into_iter().partition(|id| self.lacking(*id) <= 1);
+        let mut row_ids_before = self.row_ids.clone();
+        row_ids_before.sort_unstable();
+        let has_begun = row_ids_before.iter().any(|id| self.rows[id].new_tokens() > 0);
+        let (ready, mut pending): (Vec<RowId>, Vec<RowId>) =
+            row_ids_before.into_iter().partition(|id| self.lacking(*id) <= 1);
         let decoding: Vec<RowId> = ready.iter().copied().filter(|id| self.rows[id].new_tokens() > 0).collect();
         let (drafts, failures) = if has_begun { self.draft(&decoding)? } else { Default::default() };
         let ready: Vec<RowId> = ready.into_iter().filter(|id| !failures.contains_key(id)).collect();
@@ -168,11 +171,11 @@ impl Batch<'_> {
     /// Lets contexts slide that are full.
     fn slide(&mut self) -> Result<()> {
         let config = self.config();
-        for (place, id) in self.places.iter().enumerate() {
+        for (runner_row, id) in self.row_ids.iter().enumerate() {
             if let Some(row) = self.rows.get_mut(id)
                 && row.slide(config)
             {
-                self.runner.look_up(place, row.window(), 1)?;
+                self.runner.look_up(runner_row, row.window(), 1)?;
             }
         }
         Ok(())
@@ -181,7 +184,8 @@ impl Batch<'_> {
     /// Tokens of a row's context that are not known.
     fn lacking(&self, id: RowId) -> usize {
         let row = &self.rows[&id];
-        row.place.map_or(row.window().len(), |place| row.window().len() - self.runner.known(place, row.window()))
+        row.runner_row
+            .map_or(row.window().len(), |runner_row| row.window().len() - self.runner.known(runner_row, row.window()))
     }
 
     /// Drafts of rows that decode, and why some of these rows cannot go on.
@@ -191,7 +195,7 @@ impl Batch<'_> {
         let (mut drafts, mut failures) = (BTreeMap::new(), BTreeMap::new());
         if let Some(speculating) = &mut self.speculating {
             let rows = decoding.iter().map(|id| &self.rows[id]);
-            let rows = rows.filter_map(|row| row.place.map(|place| row.draft(place, config))).collect();
+            let rows = rows.filter_map(|row| row.runner_row.map(|runner_row| row.draft(runner_row, config))).collect();
             for (id, draft) in decoding.iter().zip(speculating.propose(rows, &mut self.runner)?) {
                 match draft {
                     Ok(draft) => drop(drafts.insert(*id, draft)),
@@ -207,7 +211,11 @@ impl Batch<'_> {
         let rows = prompts.iter().map(|id| &self.rows[id]);
         let pending: Vec<runner::Pending<'_>> = rows
             .filter_map(|row| {
-                row.place.map(|place| runner::Pending { row: place, tokens: row.window(), prompt: row.window().len() })
+                row.runner_row.map(|runner_row| runner::Pending {
+                    row: runner_row,
+                    tokens: row.window(),
+                    prompt: row.window().len(),
+                })
             })
             .collect();
         let waits = self.runner.share(&pending, 1)?;
@@ -241,18 +249,18 @@ impl Batch<'_> {
         let Self { rows, runner, .. } = self;
         let mut texts: Vec<(usize, Cow<'_, [u32]>, usize)> = Vec::new();
         for row in ready.iter().map(|id| &rows[id]) {
-            let Some(place) = row.place else { continue };
+            let Some(runner_row) = row.runner_row else { continue };
             let draft = drafts.get(&row.id).map_or(&[][..], Vec::as_slice);
             let text = match draft.is_empty() {
                 true => Cow::Borrowed(row.window()),
                 false => row.window().iter().copied().chain(draft.iter().map(|proposal| proposal.id)).collect(),
             };
-            texts.push((place, text, draft.len() + 1));
+            texts.push((runner_row, text, draft.len() + 1));
         }
         for (row, chunk) in going.iter().map(|id| &rows[id]).zip(chunks).filter(|(_, chunk)| **chunk > 0) {
-            let Some(place) = row.place else { continue };
-            let end = (runner.known(place, row.window()) + chunk).min(row.window().len());
-            texts.push((place, Cow::Borrowed(&row.window()[..end]), usize::from(end == row.window().len())));
+            let Some(runner_row) = row.runner_row else { continue };
+            let end = (runner.known(runner_row, row.window()) + chunk).min(row.window().len());
+            texts.push((runner_row, Cow::Borrowed(&row.window()[..end]), usize::from(end == row.window().len())));
         }
         let turns: Vec<Turn<'_>> =
             texts.iter().map(|(row, tokens, logits)| Turn { row: *row, tokens, logits: *logits }).collect();
@@ -272,19 +280,19 @@ impl Batch<'_> {
     /// same prompt join.
     fn finish_prompt(&mut self, id: RowId, round: usize, followers: &[RowId], outcomes: &mut Vec<Outcome>) {
         let row = &self.rows[&id];
-        let Some(place) = row.place else { return };
-        outcomes.push(Outcome { row: id, round, place });
+        let Some(runner_row) = row.runner_row else { return };
+        outcomes.push(Outcome { row: id, round, runner_row });
         if row.new_tokens() > 0 {
             return;
         }
         let tokens = row.window().len();
-        self.runner.insert(place, row.window());
+        self.runner.insert(runner_row, row.window());
         self.runner.mark(row.window());
         self.report.computed_prompt_tokens += row.computed;
         self.report.reused_prompt_tokens += tokens.saturating_sub(row.computed);
         self.report.prefix_hits += usize::from(row.computed < tokens);
-        for follower in self.join_followers(place, tokens, followers) {
-            outcomes.push(Outcome { row: follower, round, place });
+        for follower in self.join_followers(runner_row, tokens, followers) {
+            outcomes.push(Outcome { row: follower, round, runner_row });
             self.report.reused_prompt_tokens += tokens;
             self.report.prefix_hits += 1;
         }
@@ -304,7 +312,7 @@ impl Batch<'_> {
         outcomes.sort_by_key(|outcome| outcome.row);
         step.rows = outcomes.len();
         let (mut tokens, mut decoded) = (Vec::new(), 0);
-        for Outcome { row: id, round, place } in outcomes {
+        for Outcome { row: id, round, runner_row } in outcomes {
             let Some(row) = self.rows.get_mut(&id) else { continue };
             let is_prompt = row.new_tokens() == 0;
             if let (Some(speculating), false, Err(_)) = (&mut self.speculating, is_prompt, decoding.binary_search(&id))
@@ -312,7 +320,7 @@ impl Batch<'_> {
                 speculating.note_slide();
             }
             let draft = drafts.get(&id).map_or(&[][..], Vec::as_slice);
-            let logits = rounds[round].row(place);
+            let logits = rounds[round].row(runner_row);
             let failed = row.extend(draft, logits, self.speculating.as_mut(), config, &mut tokens).err();
             decoded += if is_prompt { 0 } else { tokens.len() };
             events.extend(tokens.drain(..).map(RowEvent::Token));

@@ -113,19 +113,20 @@ impl LayerCache {
     /// row on.
     pub fn with_rows(rows: &[Vec<States>], shape: [usize; 4], dtype: DType, device: &Device) -> Self {
         // All of it is written below, and once.
-        let places: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, 0)).collect();
-        let write = |part: Part| write_rows(Tensor::empty(shape, (device, dtype)), rows, &places, part, true);
+        let slots_and_lens: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, 0)).collect();
+        let write = |part: Half| write_rows(Tensor::empty(shape, (device, dtype)), rows, &slots_and_lens, part, true);
         Self { held: Some(States { keys: write(|part| &part.keys), values: write(|part| &part.values) }) }
     }
 
-    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other to `places[b]`, a row of the buffers and the first
+    /// Writes the parts `rows[b]`, `[1, H, n, D]` each, one after the other to `slots_and_lens[b]`, a row of the buffers and the first
     /// position in it, into buffers that are lengthened if they are shorter than `capacity`.
-    pub fn append_rows(&mut self, rows: &[Vec<States>], places: &[(usize, usize)], capacity: usize) {
-        let filled = places.iter().map(|(_, len)| *len).max().unwrap_or(0);
+    pub fn append_rows(&mut self, rows: &[Vec<States>], slots_and_lens: &[(usize, usize)], capacity: usize) {
+        let filled = slots_and_lens.iter().map(|(_, len)| *len).max().unwrap_or(0);
         self.held = self.held.take().map(|held| {
             let capacity = held.keys.dims()[2].max(capacity);
-            let write =
-                |buffer: Tensor<4>, part: Part| write_rows(extend(buffer, filled, capacity), rows, places, part, false);
+            let write = |buffer: Tensor<4>, part: Half| {
+                write_rows(extend(buffer, filled, capacity), rows, slots_and_lens, part, false)
+            };
             States { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
         });
     }
@@ -149,7 +150,7 @@ impl LayerCache {
     pub fn grow(&mut self, new: [Tensor<3>; 2], dtype: DType, lens: &[usize], metadata: &AttentionMetadata) -> States {
         let held = self.held.take().filter(|_| lens.iter().any(|len| *len > 0));
         let held = match (held, metadata.groups().as_slice()) {
-            // All rows grow alike: what is new stands behind what there is.
+            // All rows grow alike: new positions follow those that there are.
             (held, [group]) if group.rows.len() == lens.len() && is_uniform(lens) => {
                 let [keys, values] = new.map(|new| rounded(rectangle(&new, group), dtype));
                 match held {
@@ -164,13 +165,13 @@ impl LayerCache {
             (held, _) => {
                 let [_, heads, head_dim] = new[0].dims();
                 let seq_lens = metadata.rows().iter().map(PackedRow::seq_len);
-                let longest = seq_lens.chain(lens.iter().copied()).max().unwrap_or(0);
+                let max_len = seq_lens.chain(lens.iter().copied()).max().unwrap_or(0);
                 let filled = lens.iter().copied().max().unwrap_or(0);
                 let longer = match held {
-                    None => Self::preallocated([lens.len(), heads, longest, head_dim], dtype, &new[0].device()).held,
+                    None => Self::preallocated([lens.len(), heads, max_len, head_dim], dtype, &new[0].device()).held,
                     Some(held) => Some(States {
-                        keys: extend(held.keys, filled, longest),
-                        values: extend(held.values, filled, longest),
+                        keys: extend(held.keys, filled, max_len),
+                        values: extend(held.values, filled, max_len),
                     }),
                 };
                 assign(longer.expect("there are buffers"), new, metadata)
@@ -208,23 +209,23 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
 }
 
 /// The keys or the values of a segment.
-type Part = fn(&States) -> &Tensor<4>;
+type Half = fn(&States) -> &Tensor<4>;
 
-/// Writes parts, `[1, H, n, D]` each, one after the other to `places[b]`, a row and the first position in it, and then, if
+/// Writes parts, `[1, H, n, D]` each, one after the other to `slots_and_lens[b]`, a row and the first position in it, and then, if
 /// `to_the_end`, something finite.
 fn write_rows(
     buffer: Tensor<4>,
     rows: &[Vec<States>],
-    places: &[(usize, usize)],
-    part: Part,
+    slots_and_lens: &[(usize, usize)],
+    part: Half,
     to_the_end: bool,
 ) -> Tensor<4> {
     let shape = buffer.dims();
     let [batch, heads, capacity, head_dim] = shape;
     let one = Tensor::<2>::ones([1, 1], (&buffer.device(), buffer.dtype()));
-    // As a matrix, all positions of a head lie in one stretch of memory and are copied at once.
+    // As a matrix, all positions of a head lie in one range of memory and are copied at once.
     let mut flat: Tensor<2> = buffer.reshape([batch * heads, capacity * head_dim]);
-    for (parts, &(slot, len)) in rows.iter().zip(places) {
+    for (parts, &(slot, len)) in rows.iter().zip(slots_and_lens) {
         let heads_of_row = slot * heads..(slot + 1) * heads;
         let mut start = len * head_dim;
         for part in parts.iter().map(part) {

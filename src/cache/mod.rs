@@ -184,14 +184,14 @@ impl KvCache {
         let capacity = (self.config.capacity + blocks * Self::BLOCK).min(n_positions);
         if self.config.storage == CacheStorage::Preallocated {
             self.check_buffers(self.buffer_rows(), capacity)?;
-            let filled = self.longest();
+            let filled = self.max_len();
             self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
         }
         self.config.capacity = capacity;
         Ok(())
     }
 
-    fn longest(&self) -> usize {
+    fn max_len(&self) -> usize {
         self.lens.iter().copied().max().unwrap_or(0)
     }
 

@@ -4,7 +4,7 @@ use burn::tensor::{Int, Tensor};
 
 use super::layer::LayerCache;
 use super::{CacheStorage, KvCache, States};
-use crate::backends::{has_kernels, runs_ahead};
+use crate::backends::{has_kernels, is_asynchronous};
 use crate::device::is_same_device;
 use crate::{Error, Result, Threads};
 
@@ -47,7 +47,7 @@ impl KvCache {
         if len > 0 && !to.is_empty() {
             let (from, slots) = (self.slots[from], to.iter().map(|&row| self.slots[row]).collect::<Vec<usize>>());
             let layers: Vec<&mut LayerCache> = self.layers.iter_mut().collect();
-            match has_kernels(&self.device) && !runs_ahead(&self.device) {
+            match has_kernels(&self.device) && !is_asynchronous(&self.device) {
                 // Most of the time goes into asking for memory, which threads do faster.
                 true => Threads::for_each(layers, |layer| layer.copy_within(from, &slots, len)),
                 false => layers.into_iter().for_each(|layer| layer.copy_within(from, &slots, len)),
@@ -176,13 +176,13 @@ impl KvCache {
         if len > self.config.capacity {
             return Err(Error::CacheFull { row, tokens: len, capacity: self.config.capacity });
         }
-        if self.config.storage == CacheStorage::Growing && len > self.longest() {
+        if self.config.storage == CacheStorage::Growing && len > self.max_len() {
             self.check_buffers(self.batch(), len)?;
         }
         let [_, heads, head_dim, _] = self.shape;
         // Made only where a growing cache holds nothing yet.
         let shape = [self.batch(), heads, len, head_dim];
-        let filled = self.longest();
+        let filled = self.max_len();
         let other_slot = other.slots[from];
         for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
             if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {

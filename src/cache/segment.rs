@@ -8,7 +8,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::{LayerCache, own};
 use super::{CacheStorage, KvCache, States};
-use crate::backends::{has_kernels, runs_ahead};
+use crate::backends::{has_kernels, is_asynchronous};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Result, Threads};
@@ -66,7 +66,7 @@ impl KvSegment {
     }
 
     /// `[layers, heads, width of a head]`, and where it is.
-    fn place(&self) -> ([usize; 3], Device) {
+    fn shape_and_device(&self) -> ([usize; 3], Device) {
         let [layers, heads, _, head_dim] = self.keys().dims();
         ([layers, heads, head_dim], self.keys().device())
     }
@@ -116,7 +116,7 @@ impl KvCache {
             self.check_buffers(self.buffer_rows(), positions)?;
         }
         let shape = [self.batch(), heads, positions, head_dim];
-        let places: Vec<(usize, usize)> = self.slots.iter().copied().zip(self.lens.iter().copied()).collect();
+        let slots_and_lens: Vec<(usize, usize)> = self.slots.iter().copied().zip(self.lens.iter().copied()).collect();
         let fill = |(index, layer): (usize, &mut LayerCache)| {
             // Rows that begin alike have the same segments: each is brought into the buffers' form once.
             let mut known: HashMap<(*const States, usize), States> = HashMap::new();
@@ -127,12 +127,12 @@ impl KvCache {
             let rows: Vec<Vec<States>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
             match layer.is_made() {
-                true => layer.append_rows(&rows, &places, positions),
+                true => layer.append_rows(&rows, &slots_and_lens, positions),
                 false => *layer = LayerCache::with_rows(&rows, shape, self.config.dtype, &self.device),
             }
         };
         let layers = self.layers.iter_mut().enumerate().filter(|_| positions > 0);
-        match has_kernels(&self.device) && !runs_ahead(&self.device) {
+        match has_kernels(&self.device) && !is_asynchronous(&self.device) {
             // Most of the time goes into asking for memory, which threads do faster.
             true => Threads::for_each(layers.collect(), fill),
             false => layers.for_each(fill),
@@ -150,7 +150,7 @@ impl KvCache {
         let mut lens = self.lens.clone();
         for (row, parts) in rows.iter().enumerate() {
             for (segment, tokens) in parts {
-                let ((shape, device), here) = (segment.place(), [layers, heads, head_dim]);
+                let ((shape, device), here) = (segment.shape_and_device(), [layers, heads, head_dim]);
                 if shape != here || !is_same_device(&device, &self.device) {
                     let what = "[layers, heads, width of a head] and device of a segment";
                     let (expected, found) = (format!("{:?}", (here, &self.device)), format!("{:?}", (shape, device)));

@@ -41,26 +41,26 @@ impl Stored {
 /// Bytes that are converted at a time: little enough to stay in the cache.
 const CHUNK: usize = 1 << 18;
 
-/// Reads `elements` little-endian elements with `fill`, which fills a buffer with the bytes that come next, and
-/// converts them piece by piece, so that the stored form is never held whole.
+/// Reads `elements` little-endian elements with `read`, which fills a buffer with the bytes that come next, and
+/// converts them chunk by chunk, so that the stored form is never held whole.
 pub fn read_converted(
     stored: Stored,
     elements: usize,
     shape: &[usize],
     dtype: DType,
-    fill: impl FnMut(&mut [u8]) -> Result<()>,
+    read: impl FnMut(&mut [u8]) -> Result<()>,
 ) -> Result<TensorData> {
     Ok(match dtype {
-        DType::F16 => TensorData::new(convert::<f16>(stored, elements, fill)?, shape),
-        DType::BF16 => TensorData::new(convert::<bf16>(stored, elements, fill)?, shape),
-        _ => TensorData::new(convert::<f32>(stored, elements, fill)?, shape),
+        DType::F16 => TensorData::new(convert::<f16>(stored, elements, read)?, shape),
+        DType::BF16 => TensorData::new(convert::<bf16>(stored, elements, read)?, shape),
+        _ => TensorData::new(convert::<f32>(stored, elements, read)?, shape),
     })
 }
 
 fn convert<T: FromStored>(
     stored: Stored,
     elements: usize,
-    mut fill: impl FnMut(&mut [u8]) -> Result<()>,
+    mut read: impl FnMut(&mut [u8]) -> Result<()>,
 ) -> Result<Vec<T>> {
     let size = stored.size();
     let mut values = Vec::with_capacity(elements);
@@ -69,7 +69,7 @@ fn convert<T: FromStored>(
     while left > 0 {
         let now = left.min(CHUNK / size);
         let bytes = &mut chunk[..now * size];
-        fill(bytes)?;
+        read(bytes)?;
         append(stored, bytes, &mut values);
         left -= now;
     }
@@ -156,11 +156,11 @@ mod tests {
     fn doubles_are_rounded_once() {
         let value = 1.0 + 2.0_f64.powi(-11) + 2.0_f64.powi(-40);
         let read = |dtype| {
-            let fill = |bytes: &mut [u8]| {
+            let read = |bytes: &mut [u8]| {
                 bytes.copy_from_slice(&value.to_le_bytes());
                 Ok(())
             };
-            read_converted(Stored::F64, 1, &[1], dtype, fill).unwrap().convert::<f32>().try_to_vec::<f32>().unwrap()[0]
+            read_converted(Stored::F64, 1, &[1], dtype, read).unwrap().convert::<f32>().try_to_vec::<f32>().unwrap()[0]
         };
         assert_eq!(read(DType::F16), 1.0 + 2.0_f32.powi(-10));
         assert_eq!(read(DType::BF16), 1.0);

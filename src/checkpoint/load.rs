@@ -22,11 +22,11 @@ pub fn load(
 ) -> Result<Gpt2> {
     gpt2_burn_backends::check_dtype(device, dtype)?;
     let (model, reader) = empty(config, source, layout, device)?;
-    reader.fill(model, |_| Some(dtype))
+    reader.read_all(model, |_| Some(dtype))
 }
 
-/// As [`load`], with the matrices packed as they are read; see [`Checkpoint::load_prepared`](super::Checkpoint::load_prepared).
-pub fn load_prepared(
+/// As [`load`], with the matrices packed as they are read; see [`Checkpoint::load_packed`](super::Checkpoint::load_packed).
+pub fn load_packed(
     config: &Gpt2Config,
     source: &dyn TensorSource,
     layout: Layout,
@@ -43,12 +43,12 @@ pub fn load_prepared(
         "wte.weight" => config.tie_word_embeddings,
         name => is_linear(name),
     };
-    let model = reader.fill(model, |name| match name {
+    let model = reader.read_all(model, |name| match name {
         name if is_packed(name) => None,
         "wte.weight" => Some(embedding_dtype(format)),
         _ => Some(DType::F32),
     })?;
-    model.pack(|matrix| match matrix.is_head {
+    model.pack_with(|matrix| match matrix.is_head {
         true => reader.pack_head(&matrix.name, matrix.param.lazy_shape().dims(), format),
         false => Ok(PackedMatrix::new(reader.read(&matrix.name, format.float())?, format)),
     })
@@ -182,16 +182,16 @@ impl Reader<'_> {
 
     /// Replaces each parameter by what the checkpoint holds, in the type that `dtype` gives for its name; without one, it
     /// stays as it is.
-    fn fill(&self, model: Gpt2, dtype: impl Fn(&str) -> Option<DType>) -> Result<Gpt2> {
-        let mut filler = Filler { reader: self, dtype, path: Vec::new(), error: None };
-        let model = model.map(&mut filler);
-        filler.error.map_or(Ok(model), Err)
+    fn read_all(&self, model: Gpt2, dtype: impl Fn(&str) -> Option<DType>) -> Result<Gpt2> {
+        let mut loader = Loader { reader: self, dtype, path: Vec::new(), error: None };
+        let model = model.map(&mut loader);
+        loader.error.map_or(Ok(model), Err)
     }
 
     /// The head, which is stored as `[vocab_size, n_embd]`, packed: the largest tensor is read a few rows at a time.
     fn pack_head(&self, name: &str, [vocab_size, width]: [usize; 2], format: WeightFormat) -> Result<PackedMatrix> {
         let mut whole: Option<Tensor<2>> = None;
-        PackedMatrix::from_pieces([width, vocab_size], format, self.device, |columns| {
+        PackedMatrix::from_column_chunks([width, vocab_size], format, self.device, |columns| {
             let rows = self.source.read_rows(self.stored_name(name), format.float(), columns.clone())?;
             let rows = match (rows, &whole) {
                 (Some(data), _) => Tensor::from_data(data, (self.device, format.float())),
@@ -206,8 +206,8 @@ impl Reader<'_> {
     }
 }
 
-/// See [`Reader::fill`].
-struct Filler<'a, F> {
+/// See [`Reader::read_all`].
+struct Loader<'a, F> {
     reader: &'a Reader<'a>,
     dtype: F,
     path: Vec<String>,
@@ -215,7 +215,7 @@ struct Filler<'a, F> {
     error: Option<Error>,
 }
 
-impl<F: Fn(&str) -> Option<DType>> ModuleMapper for Filler<'_, F> {
+impl<F: Fn(&str) -> Option<DType>> ModuleMapper for Loader<'_, F> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let name = of_path(&self.path);
         let Some(dtype) = (self.dtype)(&name).filter(|_| self.error.is_none()) else { return param };

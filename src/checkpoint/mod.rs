@@ -120,7 +120,7 @@ impl Checkpoint {
         load::load(&self.config, &*self.source, self.layout, device, dtype)
     }
 
-    /// As [`load`](Self::load) and then [`Gpt2::prepare`], but each matrix is packed as it is read, so that the weights
+    /// As [`load`](Self::load) and then [`Gpt2::pack`], but each matrix is packed as it is read, so that the weights
     /// are never held in two forms: what it takes is little more than the model in `format`. (Of a PyTorch file, the head is
     /// held as a whole while it is packed.)
     ///
@@ -128,8 +128,8 @@ impl Checkpoint {
     ///
     /// As [`load`](Self::load); [`Error::Device`](crate::Error::Device), too, if the device has no kernels for
     /// [`WeightFormat::Int8`].
-    pub fn load_prepared(&self, device: &Device, format: WeightFormat) -> Result<Gpt2> {
-        load::load_prepared(&self.config, &*self.source, self.layout, device, format)
+    pub fn load_packed(&self, device: &Device, format: WeightFormat) -> Result<Gpt2> {
+        load::load_packed(&self.config, &*self.source, self.layout, device, format)
     }
 
     /// The tokenizer that lies beside the weights; none if the folder has none.

@@ -18,7 +18,7 @@ const MAX_HEADER: u64 = 100_000_000;
 
 /// Bytes that are scanned at a time.
 #[cfg(feature = "files")]
-const PIECE: usize = 1 << 18;
+const CHUNK: usize = 1 << 18;
 
 /// A safetensors file whose header has been read and checked against the file's length.
 pub struct SafetensorsSource<R> {
@@ -94,17 +94,17 @@ impl<R: Read + Seek> SafetensorsSource<R> {
         self.read_elements(info, 0, info.shape.clone(), dtype, seen)
     }
 
-    /// Gives `seen` the bytes of a tensor as they are stored, a piece at a time, so that it is never held whole.
+    /// Gives `seen` the bytes of a tensor as they are stored, a chunk at a time, so that it is never held whole.
     #[cfg(feature = "files")]
     pub fn scan(&self, name: &str, mut seen: impl FnMut(&[u8])) -> Result<()> {
         let io = |source| Error::Io { path: self.path.clone(), source };
         let (start, end) = self.info(name)?.data_offsets;
         let mut reader = self.reader.lock().unwrap_or_else(PoisonError::into_inner);
         reader.seek(SeekFrom::Start(self.data_start + start as u64)).map_err(io)?;
-        let mut piece = vec![0; PIECE.min(end - start)];
+        let mut chunk = vec![0; CHUNK.min(end - start)];
         let mut left = end - start;
         while left > 0 {
-            let bytes = &mut piece[..left.min(PIECE)];
+            let bytes = &mut chunk[..left.min(CHUNK)];
             reader.read_exact(bytes).map_err(io)?;
             seen(bytes);
             left -= bytes.len();

@@ -49,7 +49,7 @@ impl Gpt2 {
     /// [`Error::Mismatch`] for an element type that is none of the three, [`Error::Io`] or [`Error::Checkpoint`] if writing
     /// fails.
     pub fn save(&self, folder: impl AsRef<Path>, options: SaveOptions) -> Result<()> {
-        self.check_unprepared("saved")?;
+        self.check_not_packed("saved")?;
         let folder = folder.as_ref();
         let (dtype, torch_name) = match options.dtype {
             DType::F32 => (Dtype::F32, "float32"),

@@ -7,7 +7,7 @@ use crate::speculative::Speculation;
 
 /// How tokens are computed.
 ///
-/// Where the order of sums is one, which tokens does not depend on it: on CPUs, in f32, of [prepared](crate::Gpt2::prepare)
+/// Where the order of sums is one, which tokens does not depend on it: on CPUs, in f32, of [packed](crate::Gpt2::pack)
 /// models and in the [deterministic mode](crate::Gpt2::with_determinism). With burn's operations and on GPUs the last digits of
 /// logits differ, so greedy tokens are the same where no two logits are nearly equal, and sampled ones mostly. Where drafts are
 /// [accepted by rejection](crate::speculative::Acceptance::Rejection) and tokens are sampled, their distribution does not depend on

@@ -125,7 +125,7 @@ impl<'a> Generation<'a> {
                 let steps = step.multi_steps.max(1);
                 self.report.decode_seconds += step.seconds;
                 self.report.step_seconds.extend(std::iter::repeat_n(step.seconds / steps as f64, steps));
-                self.report.steps_ahead += step.multi_steps;
+                self.report.multi_steps += step.multi_steps;
                 events
             }
         };

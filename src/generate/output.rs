@@ -69,7 +69,7 @@ pub struct Report {
     /// Of those, tokens that were known from earlier prompts, or from others of the same request: see
     /// [`Generator::with_prefix_cache`](super::Generator::with_prefix_cache).
     pub reused_prompt_tokens: usize,
-    /// What sharing the prompts' beginnings took and saved; none without a cache of prefixes.
+    /// What sharing the prompts' prefixes took and saved; none without a cache of prefixes.
     pub sharing: Option<Sharing>,
     /// New tokens of all completions.
     pub new_tokens: usize,
@@ -80,11 +80,11 @@ pub struct Report {
     /// Seconds of everything after that: the sum of the steps'.
     pub decode_seconds: f64,
     /// Seconds of each decode step after that, in order; a step gives every live row a token, and more if a draft is
-    /// accepted. A GPU takes greedy steps ahead of the host, a few at a time: each of those is given an equal share of their
+    /// accepted. A GPU decodes several greedy steps at a time (multi-step decoding): each of those is given an equal share of their
     /// time.
     pub step_seconds: Vec<f64>,
-    /// Steps that were taken ahead of the host.
-    pub steps_ahead: usize,
+    /// Steps of multi-step decoding.
+    pub multi_steps: usize,
     /// Most bytes that the key-value cache had reserved, and a draft model's; 0 without one.
     pub kv_bytes: usize,
     /// What drafts were worth; none if there were none.

@@ -6,7 +6,7 @@ use crate::model::room::ForwardSize;
 use crate::speculative::{Draft, Speculation};
 use crate::{CacheStorage, Gpt2, Result};
 
-/// Bytes of a row by itself: its strings, lists and places in those of others.
+/// Bytes of a row by itself: its strings, lists and entries in those of others.
 const ROW: usize = 2048;
 
 /// Bytes of a token in the lists that grow with a text, which hold up to three times what is in them while they grow.
@@ -22,7 +22,7 @@ const ENCODING: usize = 128;
 /// is chosen, as numbers, probabilities and ids.
 const FIXED: usize = 4 << 20;
 
-/// Events of a row that wait to be asked for, beside those of a draft: a device may be some steps ahead.
+/// Events of a row that wait to be asked for, beside those of a draft: multi-step decoding gives several at once.
 const EVENTS: usize = 9;
 
 /// The numbers of a request that decide on its memory.
@@ -32,7 +32,7 @@ struct Sizes {
     /// Of all prompts, what stands in the context.
     prompt_tokens: usize,
     /// Of the longest prompt, the same.
-    longest: usize,
+    max_len: usize,
     /// Tokens that a row can hold.
     capacity: usize,
     /// Most tokens of a draft.
@@ -57,7 +57,7 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
     let config = generator.model.config();
     let (n_positions, vocab_size) = (config.n_positions, config.vocab_size);
     let slides = matches!(request.on_context_end, ContextEnd::Slide { .. });
-    let longest = longest(request, prompts, n_positions);
+    let max_len = max_len(request, prompts, n_positions);
     let drafted = match &generator.decoder {
         // The last token of a text is not drafted.
         Decoder::Speculative(speculation) => {
@@ -69,10 +69,10 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
         prompts: prompts.len(),
         samples: request.num_samples,
         prompt_tokens: windows(request, prompts, n_positions).fold(0, usize::saturating_add),
-        longest,
+        max_len,
         capacity: capacity(request, prompts, n_positions),
         drafted,
-        slides: slides && longest.saturating_add(request.max_new_tokens) > n_positions,
+        slides: slides && max_len.saturating_add(request.max_new_tokens) > n_positions,
     };
     let rows = sizes.rows();
     let top = request.logprobs.map(|top| top.min(vocab_size));
@@ -107,7 +107,7 @@ fn needs(generator: &Generator, request: &GenerateRequest, prompts: &[Vec<u32>])
 }
 
 /// What stands in the context of the longest prompt.
-fn longest(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
+fn max_len(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
     windows(request, prompts, n_positions).max().unwrap_or(0)
 }
 
@@ -118,7 +118,7 @@ fn windows(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) 
 
 /// Tokens that a row's cache has room for.
 pub(super) fn capacity(request: &GenerateRequest, prompts: &[Vec<u32>], n_positions: usize) -> usize {
-    longest(request, prompts, n_positions).saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions)
+    max_len(request, prompts, n_positions).saturating_add(request.max_new_tokens.saturating_sub(1)).min(n_positions)
 }
 
 /// Bytes of a token that is proposed: the distribution that it was drawn from has what the filters left.
@@ -148,13 +148,13 @@ impl Sizes {
         };
         let prefill = match self.slides {
             true => ForwardSize { tokens: product([rows, self.capacity]), keys: self.capacity, logits },
-            false => ForwardSize { tokens: self.prompt_tokens, keys: self.longest, logits: self.prompts },
+            false => ForwardSize { tokens: self.prompt_tokens, keys: self.max_len, logits: self.prompts },
         };
         let step = ForwardSize { tokens: logits, keys: self.capacity, logits };
         let size = generator.cache_dtype().size();
         // What prompts share is held apart from the rows, and what is new twice, until it is in the tree.
         let segments = match generator.prefixes {
-            Some(_) => product([3, self.prompts, self.longest, bytes_per_token(model, size)]),
+            Some(_) => product([3, self.prompts, self.max_len, bytes_per_token(model, size)]),
             None => 0,
         };
         let forward = model.forward_bytes(prefill).max(model.forward_bytes(step));
@@ -191,7 +191,7 @@ impl Sizes {
         // A row that another one takes over.
         let others = product([capacity, token]);
         // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
-        let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_prepared() { 0 } else { 2 };
+        let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_packed() { 0 } else { 2 };
         let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);
         sum([all, others, product([layers, layer])])
     }

@@ -26,16 +26,16 @@ pub struct GenerateRequest {
     pub num_samples: usize,
     /// Seed of everything random.
     pub seed: u64,
-    /// Random stream of each prompt's first sample; sample `s` draws from stream `first_stream + s`.
-    pub first_stream: u64,
+    /// Random stream of each prompt's first sample; sample `s` draws from stream `first_rng_stream + s`.
+    pub first_rng_stream: u64,
     /// What ends a text early.
     pub stop: Stop,
     /// What happens at the end of the context.
     pub on_context_end: ContextEnd,
     /// Whether keys and values of the new tokens go to the generator's cache of prefixes too, if it has one: then the next
     /// turn of a conversation begins with something known.
-    pub keep_generated: bool,
-    /// Whether to report log-probabilities, and of how many of the likeliest tokens besides the chosen one.
+    pub cache_generated: bool,
+    /// Whether to report log-probabilities, and of how many of the most likely tokens besides the chosen one.
     pub logprobs: Option<usize>,
 }
 
@@ -48,10 +48,10 @@ impl GenerateRequest {
             sampling: Sampling::default(),
             num_samples: 1,
             seed: 1337,
-            first_stream: 0,
+            first_rng_stream: 0,
             stop: Stop::default(),
             on_context_end: ContextEnd::default(),
-            keep_generated: false,
+            cache_generated: false,
             logprobs: None,
         }
     }
@@ -93,11 +93,11 @@ impl GenerateRequest {
             max_new_tokens: self.max_new_tokens,
             sampling: self.sampling,
             seed: self.seed,
-            rng_stream: self.first_stream.wrapping_add(sample as u64),
+            rng_stream: self.first_rng_stream.wrapping_add(sample as u64),
             stop: self.stop.clone(),
             on_context_end: self.on_context_end,
             acceptance,
-            keep_generated: self.keep_generated,
+            cache_generated: self.cache_generated,
             logprobs: self.logprobs,
             ..RowRequest::new(Vec::<u32>::new())
         }

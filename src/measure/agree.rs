@@ -191,7 +191,7 @@ fn first_difference(model: &Gpt2, row: usize, prompt: &[u32], output: &[u32]) ->
         let logits = logits.try_into_vec_as::<f32>().map_err(|error| Error::Execution(error.to_string()))?;
         for (at, logits) in logits.chunks_exact(model.config().vocab_size).enumerate() {
             let step = start + at;
-            let id = likeliest(logits, row, prompt.len() + step)?;
+            let id = argmax(logits, row, prompt.len() + step)?;
             if id != output[step] {
                 let margin = f64::from(logits[id as usize]) - f64::from(logits[output[step] as usize]);
                 return Ok(Some(Difference { step, id, margin, logits: logits.to_vec() }));
@@ -236,7 +236,7 @@ fn continue_greedily(generator: &Generator, prompt: &[u32], output: &mut Vec<u32
     Ok(())
 }
 
-fn likeliest(logits: &[f32], row: usize, position: usize) -> Result<u32> {
+fn argmax(logits: &[f32], row: usize, position: usize) -> Result<u32> {
     let distribution = Sampling::greedy().distribution(logits, &[]);
     let distribution = distribution.map_err(|_| Error::NotFinite { prompt: row, sample: 0, position })?;
     Ok(distribution.sample(0.0))

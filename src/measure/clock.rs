@@ -46,21 +46,21 @@ pub struct Repeats {
     /// Runs before those that are timed: they fill caches, and compile and tune kernels.
     pub warm_up: usize,
     /// Fewest timed runs; at least one is timed.
-    pub fewest: usize,
+    pub min_runs: usize,
     /// Seconds for which timed runs go on.
     pub seconds: f64,
 }
 
 impl Default for Repeats {
     fn default() -> Self {
-        Self { warm_up: 1, fewest: 5, seconds: 0.5 }
+        Self { warm_up: 1, min_runs: 5, seconds: 0.5 }
     }
 }
 
 impl Repeats {
     /// One run, not warmed up: to see that something runs.
     pub fn once() -> Self {
-        Self { warm_up: 0, fewest: 1, seconds: 0.0 }
+        Self { warm_up: 0, min_runs: 1, seconds: 0.0 }
     }
 
     /// Times `work` on `device`.
@@ -78,7 +78,7 @@ impl Repeats {
             let clock = Clock::start(device)?;
             work()?;
             timing.seconds.push(clock.seconds()?);
-            if timing.seconds.len() >= self.fewest && all.seconds()? >= self.seconds {
+            if timing.seconds.len() >= self.min_runs && all.seconds()? >= self.seconds {
                 return Ok(timing);
             }
         }
@@ -128,7 +128,7 @@ mod tests {
     fn work_runs_as_often_as_asked_and_its_error_ends_it() {
         let device = Device::flex();
         let mut runs = 0;
-        let repeats = Repeats { warm_up: 2, fewest: 4, seconds: 0.0 };
+        let repeats = Repeats { warm_up: 2, min_runs: 4, seconds: 0.0 };
         let timing = repeats.time(&device, || {
             runs += 1;
             Ok(())
@@ -143,12 +143,12 @@ mod tests {
             if runs == 4 { Err(Error::EmptyBatch) } else { Ok(()) }
         });
         assert!(matches!(failed, Err(Error::EmptyBatch)) && runs == 4);
-        assert_eq!(Repeats { fewest: 0, ..Repeats::once() }.time(&device, || Ok(())).unwrap().seconds.len(), 1);
+        assert_eq!(Repeats { min_runs: 0, ..Repeats::once() }.time(&device, || Ok(())).unwrap().seconds.len(), 1);
     }
 
     #[test]
     fn runs_go_on_for_the_time_given() {
-        let repeats = Repeats { warm_up: 0, fewest: 1, seconds: 0.02 };
+        let repeats = Repeats { warm_up: 0, min_runs: 1, seconds: 0.02 };
         let pause = std::time::Duration::from_millis(5);
         let timing = repeats.time(&Device::flex(), || {
             std::thread::sleep(pause);

@@ -1,11 +1,11 @@
-//! [`Fit`]: what of a measured curve is constant, grows linearly, and grows with the square.
+//! [`CurveFit`]: what of a measured curve is constant, grows linearly, and grows with the square.
 
 use std::fmt;
 
 /// `y = c[0] + c[1] x + c[2] x^2`, without negative parts.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct Fit {
+pub struct CurveFit {
     /// Constant, linear and quadratic.
     pub coefficients: [f64; 3],
 }
@@ -32,7 +32,7 @@ impl fmt::Display for Growth {
     }
 }
 
-impl Fit {
+impl CurveFit {
     /// The best fit of points `(x, y)`, with all parts from 0 up: least squares of the relative deviations, over every choice
     /// of parts. None of fewer than three points, or if a coordinate is not a positive number.
     pub fn new(points: &[(f64, f64)]) -> Option<Self> {
@@ -41,8 +41,8 @@ impl Fit {
             return None;
         }
         // In units of the largest x, so that the equations are well conditioned.
-        let most = points.iter().map(|(x, _)| *x).fold(0.0, f64::max);
-        let scaled: Vec<(f64, f64)> = points.iter().map(|(x, y)| (x / most, *y)).collect();
+        let max = points.iter().map(|(x, _)| *x).fold(0.0, f64::max);
+        let scaled: Vec<(f64, f64)> = points.iter().map(|(x, y)| (x / max, *y)).collect();
         let fits = (1..8_u8).filter_map(|parts| {
             let used: Vec<i32> = (0..3).filter(|power| parts >> power & 1 == 1).collect();
             let solution = least_squares(&scaled, &used)?;
@@ -53,7 +53,7 @@ impl Fit {
             })
         });
         let (_, scaled) = fits.min_by(|a, b| a.0.total_cmp(&b.0))?;
-        let unscaled = |power: i32| scaled[power as usize] / most.powi(power);
+        let unscaled = |power: i32| scaled[power as usize] / max.powi(power);
         Some(Self { coefficients: [unscaled(0), unscaled(1), unscaled(2)] })
     }
 
@@ -115,9 +115,9 @@ fn least_squares(points: &[(f64, f64)], used: &[i32]) -> Option<Vec<f64>> {
 mod tests {
     use super::*;
 
-    fn fit(of: impl Fn(f64) -> f64) -> Fit {
+    fn fit(of: impl Fn(f64) -> f64) -> CurveFit {
         let points: Vec<(f64, f64)> = [16.0, 64.0, 200.0, 500.0, 900.0].map(|x| (x, of(x))).into();
-        Fit::new(&points).unwrap()
+        CurveFit::new(&points).unwrap()
     }
 
     #[test]
@@ -138,11 +138,11 @@ mod tests {
         let quadratic = fit(|x| 5.0 + 0.1 * x + 0.001 * x * x);
         assert_eq!(quadratic.growth(900.0), Growth::Quadratic);
         assert!((quadratic.shares(900.0).iter().sum::<f64>() - 1.0).abs() < 1e-9);
-        assert!(Fit::new(&[(1.0, 1.0), (2.0, 2.0)]).is_none());
+        assert!(CurveFit::new(&[(1.0, 1.0), (2.0, 2.0)]).is_none());
         for y in [f64::NAN, 0.0, f64::INFINITY] {
-            assert!(Fit::new(&[(1.0, 1.0), (2.0, y), (3.0, 1.0)]).is_none());
+            assert!(CurveFit::new(&[(1.0, 1.0), (2.0, y), (3.0, 1.0)]).is_none());
         }
         // Points that coincide fix no slope: what is left is a constant.
-        assert!((Fit::new(&[(2.0, 3.0); 4]).unwrap().at(2.0) - 3.0).abs() < 1e-9);
+        assert!((CurveFit::new(&[(2.0, 3.0); 4]).unwrap().at(2.0) - 3.0).abs() < 1e-9);
     }
 }

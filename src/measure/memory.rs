@@ -91,16 +91,16 @@ impl SeenPeak {
 pub struct MemoryWatch {
     looking: Option<(Arc<AtomicBool>, JoinHandle<()>)>,
     /// Of the watch itself; none where the system keeps the peak.
-    most: Arc<std::sync::atomic::AtomicUsize>,
+    max: Arc<std::sync::atomic::AtomicUsize>,
 }
 
 impl MemoryWatch {
     /// Starts watching. Watches that overlap see each other's peaks where the system keeps them.
     pub fn start() -> Self {
-        let most = Arc::default();
+        let max = Arc::default();
         let system_keeps_it = cfg!(not(any(target_os = "macos", target_os = "windows"))) && reset_peak_memory();
-        let looking = if system_keeps_it { None } else { look(&most) };
-        Self { looking, most }
+        let looking = if system_keeps_it { None } else { look(&max) };
+        Self { looking, max }
     }
 
     /// What is resident now, and the most that was since the start; none where this is not known how to ask.
@@ -110,18 +110,18 @@ impl MemoryWatch {
         stop.store(true, Ordering::Relaxed);
         thread.join().ok()?;
         let now = now?;
-        Some(ProcessMemory { peak: self.most.load(Ordering::Relaxed).max(now.resident), ..now })
+        Some(ProcessMemory { peak: self.max.load(Ordering::Relaxed).max(now.resident), ..now })
     }
 }
 
-/// Keeps the most that is seen in `most`, until told to stop; none if no thread is to be had.
-fn look(most: &Arc<std::sync::atomic::AtomicUsize>) -> Option<(Arc<AtomicBool>, JoinHandle<()>)> {
+/// Keeps the most that is seen in `max`, until told to stop; none if no thread is available.
+fn look(max: &Arc<std::sync::atomic::AtomicUsize>) -> Option<(Arc<AtomicBool>, JoinHandle<()>)> {
     let stop = Arc::new(AtomicBool::new(false));
-    let (most, stopped) = (most.clone(), stop.clone());
+    let (max, stopped) = (max.clone(), stop.clone());
     let looking = move || {
         while !stopped.load(Ordering::Relaxed) {
             let Some(now) = process_memory() else { return };
-            most.fetch_max(now.resident, Ordering::Relaxed);
+            max.fetch_max(now.resident, Ordering::Relaxed);
             thread::sleep(Duration::from_millis(1));
         }
     };
@@ -179,13 +179,13 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn a_thread_that_looks_sees_what_is_held_for_a_while() {
-        let most = Arc::default();
-        let looking = look(&most);
+        let max = Arc::default();
+        let looking = look(&max);
         let before = process_memory().unwrap().resident;
         let held = std::hint::black_box(vec![1_u8; 48 << 20]);
         thread::sleep(Duration::from_millis(50));
         drop(std::hint::black_box(held));
-        let seen = MemoryWatch { looking, most }.finish().unwrap();
+        let seen = MemoryWatch { looking, max }.finish().unwrap();
         assert!(seen.peak > before + (24 << 20), "{before} {seen:?}");
     }
 

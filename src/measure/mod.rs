@@ -4,7 +4,7 @@
 //! use gpt2_burn::measure::Repeats;
 //!
 //! let device = gpt2_burn::device("flex")?;
-//! let timing = Repeats { warm_up: 1, fewest: 3, seconds: 0.0 }.time(&device, || Ok(()))?;
+//! let timing = Repeats { warm_up: 1, min_runs: 3, seconds: 0.0 }.time(&device, || Ok(()))?;
 //! println!("{} s, usually {:?}", timing.median(), timing.spread());
 //! # Ok::<(), gpt2_burn::Error>(())
 //! ```
@@ -18,6 +18,6 @@ mod peaks;
 pub use crate::summary::{median, quantile};
 pub use agree::{Divergence, TIE, Verdict, check_greedy, check_greedy_against, logit_drift};
 pub use clock::{Clock, Repeats, Timing};
-pub use fit::{Fit, Growth};
+pub use fit::{CurveFit, Growth};
 pub use memory::{DeviceMemory, MemoryWatch, ProcessMemory, device_memory, process_memory, reset_peak_memory};
 pub use peaks::{ProductRates, attention_rate, multiply_rate, peaks, product_rates, read_bandwidth, write_rate};

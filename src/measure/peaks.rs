@@ -32,7 +32,7 @@ const KEYS: usize = 512;
 /// [attention](attention_rate) and in [writing](write_rate) what it computed, and its memory if that is known. Of a CPU it is
 /// what [`Threads::current`] threads can do.
 ///
-/// The rates are those of a model that was [prepared](crate::Gpt2::prepare) in `format`; none: of burn's operations, in f32.
+/// The rates are those of a model that was [packed](crate::Gpt2::pack) in `format`; none: of burn's operations, in f32.
 ///
 /// # Errors
 ///
@@ -128,7 +128,7 @@ pub struct ProductRates {
 }
 
 /// The rates of the four products of a block, biases and GELU included, as a model of this shape computes them that was
-/// prepared in `format`; none: by burn's operations, in f32. A run goes through as many blocks as the model has, or as no
+/// packed in `format`; none: by burn's operations, in f32. A run goes through as many blocks as the model has, or as no
 /// processor's cache holds. The medians of the runs count.
 ///
 /// # Errors
@@ -235,7 +235,7 @@ impl Product {
 }
 
 /// Floating-point operations per second of attention over a prompt of 512 tokens, in f32: those of the pairs that the mask
-/// does not hide, softmax included, as a model computes them that was prepared in a `format`; none: those of all pairs in
+/// does not hide, softmax included, as a model computes them that was packed in a `format`; none: those of all pairs in
 /// burn's two products. The median of the runs counts.
 ///
 /// # Errors
@@ -283,7 +283,7 @@ fn read_by_all(buffer: &[u64]) -> u64 {
         let threads: Vec<_> = parts
             .map(|part| match thread::Builder::new().spawn_scoped(scope, move || sum(part)) {
                 Ok(thread) => Ok(thread),
-                // Where no thread is to be had, this one does its work.
+                // Where no thread is available, this one does its work.
                 Err(_) => Err(sum(part)),
             })
             .collect();

@@ -1,11 +1,11 @@
-//! Causal self-attention over a cache, from burn's operations; a prepared model's is `backends::attend`.
+//! Causal self-attention over a cache, from burn's operations; a packed model's is `backends::attend`.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
 use burn::tensor::{Bool, Device, Tensor, activation};
 
 use super::Linear;
-use super::apart::queries_apart;
+use super::batch_invariant::batch_invariant_attention;
 use super::plan::{MaskedGroup, Mode, Plan};
 use super::wanted::Wanted;
 use crate::cache::{KvCache, States, rectangle};
@@ -45,7 +45,7 @@ impl CausalSelfAttention {
         cache: Option<&mut KvCache>,
         layer: usize,
     ) -> Tensor<2> {
-        let [query, keys, values] = self.project(x, plan.is_apart()); // 3 x [N, H, D]
+        let [query, keys, values] = self.project(x, plan.is_batch_invariant()); // 3 x [N, H, D]
         let y = match cache {
             Some(cache) => {
                 let states = cache.append(layer, [keys, values], plan.metadata()); // [S, H, L, D]
@@ -53,10 +53,10 @@ impl CausalSelfAttention {
             }
             None => self.attend_without_cache(query, [keys, values], plan),
         };
-        self.c_proj.forward_add(y, residual, &self.resid_dropout, plan.is_apart())
+        self.c_proj.forward_add(y, residual, &self.resid_dropout, plan.is_batch_invariant())
     }
 
-    /// The same for a prepared model's last layer: keys and values of all tokens go to the cache, but only the last `counts[b]`
+    /// The same for a packed model's last layer: keys and values of all tokens go to the cache, but only the last `counts[b]`
     /// tokens of each row, which are the tokens `wanted`, `[M]`, attend. `residual` and the result are theirs, `[M, d]`.
     pub(super) fn forward_last(
         &self,
@@ -86,9 +86,9 @@ impl CausalSelfAttention {
         let dtype = query.dtype();
         match plan.mode() {
             Mode::Kernels => backends::attend(query, states.keys.clone(), states.values.clone(), plan.metadata()),
-            Mode::Apart => {
+            Mode::BatchInvariant => {
                 let states = states.clone().cast(dtype);
-                queries_apart(&query, &states, plan.metadata(), |query, own| {
+                batch_invariant_attention(&query, &states, plan.metadata(), |query, own| {
                     attend(query, own, None, &self.attn_dropout)
                 })
             }
@@ -123,9 +123,9 @@ impl CausalSelfAttention {
     }
 
     /// Query, key and value, each `[N, H, D]`, of `[N, d]`.
-    pub(super) fn project(&self, x: Tensor<2>, apart: bool) -> [Tensor<3>; 3] {
+    pub(super) fn project(&self, x: Tensor<2>, batch_invariant: bool) -> [Tensor<3>; 3] {
         let [tokens, width] = x.dims();
-        let qkv = self.c_attn.forward(x, apart); // [N, 3 d]
+        let qkv = self.c_attn.forward(x, batch_invariant); // [N, 3 d]
         let qkv = qkv.reshape([tokens, 3 * self.n_head, width / self.n_head]); // [N, 3 H, D]
         // Views; a GPU may copy those that do not begin where it can address them.
         [0, 1, 2].map(|part| qkv.clone().narrow(1, part * self.n_head, self.n_head)) // [N, H, D]

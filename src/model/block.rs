@@ -39,10 +39,10 @@ impl Block {
     /// `[N, d]` to `[N, d]`; the new keys and values go to layer `layer` of the cache.
     pub(super) fn forward(&self, x: Tensor<2>, plan: &Plan, cache: Option<&mut KvCache>, layer: usize) -> Tensor<2> {
         let x = self.attn.forward(self.norm(&self.ln_1, &x, plan), x, plan, cache, layer);
-        self.mlp.forward(self.norm(&self.ln_2, &x, plan), x, plan.is_apart())
+        self.mlp.forward(self.norm(&self.ln_2, &x, plan), x, plan.is_batch_invariant())
     }
 
-    /// As [`forward`](Self::forward) for a prepared model's last block: `[M, d]`, for the wanted tokens alone; none if there are
+    /// As [`forward`](Self::forward) for a packed model's last block: `[M, d]`, for the wanted tokens alone; none if there are
     /// none. Keys and values of the others go to the cache all the same.
     pub(super) fn forward_last(
         &self,

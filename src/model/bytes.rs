@@ -7,7 +7,7 @@ use super::Gpt2;
 use crate::backends::PackedMatrix;
 
 impl Gpt2 {
-    /// Bytes of all weights as they are held: parameters, and what stands for them in a [prepared](Self::prepare) model.
+    /// Bytes of all weights as they are held: parameters, and what stands for them in a [packed](Self::pack) model.
     pub fn bytes(&self) -> usize {
         let mut parameters = Parameters { bytes: 0 };
         self.visit(&mut parameters);

@@ -19,12 +19,12 @@ impl Gpt2 {
     ///
     /// # Errors
     ///
-    /// [`Error::Prepared`](crate::Error::Prepared) for a prepared model;
+    /// [`Error::Packed`](crate::Error::Packed) for a packed model;
     /// [`Error::Device`](crate::Error::Device) if the device does not compute in `dtype`;
     /// [`Error::Mismatch`](crate::Error::Mismatch) for another type than f32 in the
     /// [deterministic mode](Self::with_determinism).
     pub fn cast(self, dtype: DType) -> Result<Self> {
-        self.check_unprepared("cast")?;
+        self.check_not_packed("cast")?;
         gpt2_burn_backends::check_dtype(&self.device(), dtype)?;
         let deterministic = self.deterministic;
         self.map(&mut Cast(dtype)).with_determinism(deterministic)

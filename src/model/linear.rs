@@ -6,9 +6,9 @@ use burn::module::{Initializer, Module, Param};
 use burn::nn::Dropout;
 use burn::tensor::{Device, Tensor, module};
 
-use super::apart::rows_apart;
+use super::batch_invariant::batch_invariant_rows;
 use super::gelu::gelu;
-use super::prepare::Packed;
+use super::pack::Packed;
 use crate::backends::Gelu;
 use crate::config::Activation;
 
@@ -19,7 +19,7 @@ pub struct Linear {
     pub(super) weight: Param<Tensor<2>>,
     /// `[d_output]`; none for models without biases.
     pub(super) bias: Option<Param<Tensor<1>>>,
-    /// What stands for the weight in a prepared model.
+    /// What stands for the weight in a packed model.
     #[module(skip)]
     pub(super) packed: Option<Packed>,
 }
@@ -34,16 +34,16 @@ impl Linear {
         }
     }
 
-    /// `[N, d_input]` to `[N, d_output]`; row by row if `apart`.
-    pub(super) fn forward(&self, x: Tensor<2>, apart: bool) -> Tensor<2> {
+    /// `[N, d_input]` to `[N, d_output]`; row by row if `batch_invariant`.
+    pub(super) fn forward(&self, x: Tensor<2>, batch_invariant: bool) -> Tensor<2> {
         if let Some(Packed { matrix, bias }) = &self.packed {
             return matrix.linear(x, bias.clone(), None);
         }
         let product = |x| module::linear(x, self.weight.val(), self.bias.as_ref().map(Param::val));
-        rows_apart(x, apart, product)
+        batch_invariant_rows(x, batch_invariant, product)
     }
 
-    /// Some columns of the same, of a prepared model: `[N, d_input]` to `[N, columns]`.
+    /// Some columns of the same, of a packed model: `[N, d_input]` to `[N, columns]`.
     pub(super) fn forward_columns(&self, x: Tensor<2>, columns: Range<usize>) -> Tensor<2> {
         match &self.packed {
             Some(Packed { matrix, bias }) => matrix.linear_columns(x, bias.clone(), columns),
@@ -52,8 +52,8 @@ impl Linear {
     }
 
     /// The same, put through GELU.
-    pub(super) fn forward_gelu(&self, x: Tensor<2>, form: Activation, apart: bool) -> Tensor<2> {
-        let Some(Packed { matrix, bias }) = &self.packed else { return gelu(self.forward(x, apart), form) };
+    pub(super) fn forward_gelu(&self, x: Tensor<2>, form: Activation, batch_invariant: bool) -> Tensor<2> {
+        let Some(Packed { matrix, bias }) = &self.packed else { return gelu(self.forward(x, batch_invariant), form) };
         let form = match form {
             Activation::GeluTanh => Gelu::Tanh,
             Activation::GeluErf => Gelu::Erf,
@@ -62,10 +62,16 @@ impl Linear {
     }
 
     /// The same, through dropout, added to the residual stream, `[N, d_output]`.
-    pub(super) fn forward_add(&self, x: Tensor<2>, residual: Tensor<2>, dropout: &Dropout, apart: bool) -> Tensor<2> {
+    pub(super) fn forward_add(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        dropout: &Dropout,
+        batch_invariant: bool,
+    ) -> Tensor<2> {
         match &self.packed {
             Some(Packed { matrix, bias }) => matrix.linear_add(x, bias.clone(), residual),
-            None => residual + dropout.forward(self.forward(x, apart)),
+            None => residual + dropout.forward(self.forward(x, batch_invariant)),
         }
     }
 }

@@ -27,11 +27,11 @@ impl Logits<'_> {
             Self::Last => Ok(vec![1; query_lens.len()]),
             Self::All => Ok(query_lens.to_vec()),
             Self::LastK(k) => {
-                let shortest = query_lens.iter().copied().min().unwrap_or(0);
-                match (1..=shortest).contains(&k) {
+                let min_len = query_lens.iter().copied().min().unwrap_or(0);
+                match (1..=min_len).contains(&k) {
                     true => Ok(vec![k; query_lens.len()]),
                     false => {
-                        Err(Error::mismatch("positions with logits", format!("1 to {shortest} (the shortest row)"), k))
+                        Err(Error::mismatch("positions with logits", format!("1 to {min_len} (the shortest row)"), k))
                     }
                 }
             }

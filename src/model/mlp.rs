@@ -31,9 +31,9 @@ impl Mlp {
         }
     }
 
-    /// Adds to the residual stream, `[N, d]`, what it makes of `x`, `[N, d]`; row by row if `apart`.
-    pub(super) fn forward(&self, x: Tensor<2>, residual: Tensor<2>, apart: bool) -> Tensor<2> {
-        let x = self.c_fc.forward_gelu(x, self.activation, apart); // [N, inner]
-        self.c_proj.forward_add(x, residual, &self.dropout, apart) // [N, d]
+    /// Adds to the residual stream, `[N, d]`, what it makes of `x`, `[N, d]`; row by row if `batch_invariant`.
+    pub(super) fn forward(&self, x: Tensor<2>, residual: Tensor<2>, batch_invariant: bool) -> Tensor<2> {
+        let x = self.c_fc.forward_gelu(x, self.activation, batch_invariant); // [N, inner]
+        self.c_proj.forward_add(x, residual, &self.dropout, batch_invariant) // [N, d]
     }
 }

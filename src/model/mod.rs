@@ -3,9 +3,8 @@
 //! Radford et al., *Language Models are Unsupervised Multitask Learners* (2019). Fields are named as in the published
 //! checkpoints (`wte`, `wpe`, `h`, `ln_f`, `c_attn`, ...), so that a path through the module is a tensor's name.
 
-mod ahead;
-mod apart;
 mod attention;
+mod batch_invariant;
 mod block;
 mod bytes;
 mod cast;
@@ -15,9 +14,10 @@ mod linear;
 mod linears;
 mod logits;
 mod mlp;
+mod multi_step;
 mod norm;
+mod pack;
 mod plan;
-mod prepare;
 pub(crate) mod room;
 #[cfg(test)]
 mod tests;
@@ -31,21 +31,21 @@ use burn::nn::{Dropout, DropoutConfig, Embedding, EmbeddingConfig};
 use burn::nn::{LayerNorm, LayerNormConfig};
 use burn::tensor::{DType, Device, Int, Tensor};
 
-use crate::backends::{describe, most_rows, runs_ahead};
+use crate::backends::{describe, is_asynchronous, max_rows};
 use crate::cache::{CacheStorage, KvCache, KvCacheConfig};
 use crate::device::is_same_device;
 use crate::{Error, Gpt2Config, Result, Threads};
-pub(crate) use ahead::RunAhead;
-use apart::rows_apart;
 pub use attention::CausalSelfAttention;
+use batch_invariant::batch_invariant_rows;
 pub use block::Block;
 pub use linear::Linear;
 pub(crate) use linears::{LINEARS, LinearShape};
 pub use logits::Logits;
 pub use mlp::Mlp;
+pub(crate) use multi_step::MultiStep;
+use pack::Packed;
+pub(crate) use pack::embedding_dtype;
 use plan::Plan;
-use prepare::Packed;
-pub(crate) use prepare::embedding_dtype;
 pub use tokens::TokenBatch;
 use wanted::Wanted;
 
@@ -70,7 +70,7 @@ use wanted::Wanted;
 /// ```
 #[derive(Module, Debug)]
 pub struct Gpt2 {
-    /// Token embedding, `[vocab_size, n_embd]`; without elements in a [prepared](Self::prepare) model that ties its head.
+    /// Token embedding, `[vocab_size, n_embd]`; without elements in a [packed](Self::pack) model that ties its head.
     pub wte: Embedding,
     /// The head; none: it is the token embedding. It stands here because checkpoints are read in the order of the
     /// fields: what is largest comes first, while there is room.
@@ -86,7 +86,7 @@ pub struct Gpt2 {
     config: Gpt2Config,
     #[module(skip)]
     deterministic: bool,
-    /// The head of a prepared model, and its token embedding if they are tied.
+    /// The head of a packed model, and its token embedding if they are tied.
     #[module(skip)]
     packed_head: Option<Packed>,
 }
@@ -159,7 +159,7 @@ impl Gpt2 {
 
     /// The element type of what is computed: that of the weights, and f32 if kernels compute it.
     pub fn dtype(&self) -> DType {
-        if self.is_prepared() { DType::F32 } else { self.wte.weight.val().dtype() }
+        if self.is_packed() { DType::F32 } else { self.wte.weight.val().dtype() }
     }
 
     /// The same model in its deterministic mode, or out of it.
@@ -167,12 +167,12 @@ impl Gpt2 {
     /// In that mode every sum has one order: on a CPU, the logits of a token are the same to the last bit on every run,
     /// with any number of threads, in any batch, however its prompt was cut into chunks, and from every decoder. What it
     /// costs is speed, since each token is computed by itself: a decode step of one row takes what it always takes, a
-    /// prefill of n tokens as much as n such steps. The CPU's kernels of a [prepared](Self::prepare) model always compute
+    /// prefill of n tokens as much as n such steps. The CPU's kernels of a [packed](Self::pack) model always compute
     /// so, at no cost; those of GPUs do not.
     ///
     /// # Errors
     ///
-    /// [`Error::Mismatch`] if the model does not compute in f32, or is prepared for a GPU; [`Error::Training`] if its device
+    /// [`Error::Mismatch`] if the model does not compute in f32, or is packed for a GPU; [`Error::Training`] if its device
     /// records gradients, where dropout is at work.
     pub fn with_determinism(self, deterministic: bool) -> Result<Self> {
         if deterministic {
@@ -185,8 +185,8 @@ impl Gpt2 {
                 format!("{:?}", self.dtype()),
             ));
         }
-        if deterministic && self.is_prepared() && runs_ahead(&self.device()) {
-            let what = "device of a prepared model in the deterministic mode";
+        if deterministic && self.is_packed() && is_asynchronous(&self.device()) {
+            let what = "device of a packed model in the deterministic mode";
             return Err(Error::mismatch(what, "a CPU", describe(&self.device())));
         }
         Ok(Self { deterministic, ..self })
@@ -289,11 +289,11 @@ impl Gpt2 {
         // What computes a token by itself, and kernels, read keys out of a cache.
         let mut fresh = None;
         let cache = match cache {
-            None if self.is_prepared() || self.deterministic => {
-                let (rows, longest) =
+            None if self.is_packed() || self.deterministic => {
+                let (rows, max_len) =
                     (tokens.query_lens().len(), tokens.query_lens().iter().copied().max().unwrap_or(1));
                 check_context(tokens.query_lens(), self.config.n_positions)?;
-                Some(fresh.insert(self.cache(CacheStorage::Growing, rows, longest)?))
+                Some(fresh.insert(self.cache(CacheStorage::Growing, rows, max_len)?))
             }
             cache => cache,
         };
@@ -310,7 +310,7 @@ impl Gpt2 {
     /// Kernels wake other threads less often from a thread among them.
     fn on_kernel_threads<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         // A GPU takes what comes from one thread in order, and what comes from several not.
-        if self.is_prepared() && !runs_ahead(&self.device()) { Threads::enter(work) } else { work() }
+        if self.is_packed() && !is_asynchronous(&self.device()) { Threads::enter(work) } else { work() }
     }
 
     /// The first `layers` blocks and the final norm, of the last `counts[b]` new tokens of each row: `[M, d]`, or nothing if those
@@ -325,7 +325,7 @@ impl Gpt2 {
         layers: usize,
         counts: &[usize],
     ) -> Option<Tensor<2>> {
-        let max = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
+        let max = if self.is_packed() { max_rows(&self.device(), self.widest()) } else { None };
         let chunks = tokens.chunks(max.unwrap_or(usize::MAX));
         let mut hidden: Vec<Tensor<2>> = Vec::new();
         for chunk in &chunks {
@@ -387,7 +387,7 @@ impl Gpt2 {
     }
 
     fn final_norm(&self, x: Tensor<2>) -> Tensor<2> {
-        norm::norm(&self.ln_f, self.config.layer_norm_epsilon, x, self.is_prepared())
+        norm::norm(&self.ln_f, self.config.layer_norm_epsilon, x, self.is_packed())
     }
 
     /// The residual stream's start, `[N, d]`: `ids` and `positions` are `[N]`.
@@ -410,7 +410,7 @@ impl Gpt2 {
     ///
     /// [`Error::Mismatch`] for states of another width or element type, or on another device, or more of them than the device
     /// reads logits of as one buffer; [`Error::OutOfMemory`] if their logits are more than [the
-    /// system](crate::MemoryLimit::system) gives; [`Error::Prepared`] if the model was prepared and then moved.
+    /// system](crate::MemoryLimit::system) gives; [`Error::Packed`] if the model was packed and then moved.
     pub fn head(&self, hidden: Tensor<2>) -> Result<Tensor<2>> {
         let [tokens, _] = hidden.dims();
         self.check_logits(tokens)?;
@@ -441,7 +441,7 @@ impl Gpt2 {
             return matrix.linear(hidden, bias.clone(), None);
         }
         let weight = self.lm_head.as_ref().map_or(&self.wte.weight, |head| &head.weight); // [V, d]
-        rows_apart(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose()))
+        batch_invariant_rows(hidden, self.deterministic, |hidden| hidden.matmul(weight.val().transpose()))
     }
 }
 

@@ -1,14 +1,14 @@
-//! Layer norm, by the module's own operation or by a prepared model's kernel.
+//! Layer norm, by the module's own operation or by a packed model's kernel.
 
 use burn::module::Param;
 use burn::nn::LayerNorm;
 use burn::tensor::Tensor;
-use gpt2_burn_backends::{layer_norm, runs_ahead};
+use gpt2_burn_backends::{is_asynchronous, layer_norm};
 
-/// The norm of each row of `x`, `[N, d]`. If it is a prepared model's, on a device where each operation of burn's would be
+/// The norm of each row of `x`, `[N, d]`. If it is a packed model's, on a device where each operation of burn's would be
 /// launched by itself, it is one kernel.
-pub(super) fn norm(module: &LayerNorm, epsilon: f64, x: Tensor<2>, is_prepared: bool) -> Tensor<2> {
-    if !is_prepared || !runs_ahead(&x.device()) {
+pub(super) fn norm(module: &LayerNorm, epsilon: f64, x: Tensor<2>, is_packed: bool) -> Tensor<2> {
+    if !is_packed || !is_asynchronous(&x.device()) {
         return module.forward(x);
     }
     let gamma = module.gamma.val();

@@ -22,8 +22,8 @@ pub enum Mode {
     /// By burn's operations, rows that make a rectangle all at once.
     Together(Vec<MaskedGroup>),
     /// By burn's operations, each token by itself: the deterministic mode.
-    Apart,
-    /// By the kernels of a prepared model.
+    BatchInvariant,
+    /// By the kernels of a packed model.
     Kernels,
 }
 
@@ -49,9 +49,9 @@ impl Plan {
         let positions: Vec<i32> = rows.iter().flat_map(|row| row.context_len as i32..row.seq_len() as i32).collect();
         let positions = Tensor::from_data(TensorData::new(positions, chunk.ids.dims()), &device);
         let metadata = AttentionMetadata::new(rows, &device);
-        let mode = match (model.is_prepared(), model.is_deterministic()) {
+        let mode = match (model.is_packed(), model.is_deterministic()) {
             (true, _) => Mode::Kernels,
-            (false, true) => Mode::Apart,
+            (false, true) => Mode::BatchInvariant,
             (false, false) => {
                 Mode::Together(metadata.groups().into_iter().map(|group| MaskedGroup::new(group, &metadata)).collect())
             }
@@ -80,14 +80,14 @@ impl Plan {
         &self.mode
     }
 
-    /// Whether it is computed by the kernels of a prepared model.
+    /// Whether it is computed by the kernels of a packed model.
     pub fn is_for_kernels(&self) -> bool {
         matches!(self.mode, Mode::Kernels)
     }
 
     /// Whether burn's operations compute every token by itself.
-    pub fn is_apart(&self) -> bool {
-        matches!(self.mode, Mode::Apart)
+    pub fn is_batch_invariant(&self) -> bool {
+        matches!(self.mode, Mode::BatchInvariant)
     }
 }
 

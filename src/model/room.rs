@@ -3,7 +3,7 @@
 use burn::tensor::DType;
 
 use super::{Gpt2, TokenBatch};
-use crate::backends::most_rows;
+use crate::backends::max_rows;
 use crate::cache::KvCache;
 use crate::memory::{check_buffer, product, sum};
 use crate::{MemoryLimit, Result};
@@ -32,7 +32,7 @@ impl Gpt2 {
         let between = product([tokens, 4, config.n_embd, element]);
         // Kernels keep the scores of some queries. burn's operations make all of them, scaled, masked and as weights, and the
         // mask too; or, in the deterministic mode, those of a query at a time.
-        let scores = match (self.is_prepared(), self.is_deterministic()) {
+        let scores = match (self.is_packed(), self.is_deterministic()) {
             (true, _) => 0,
             (false, true) => product([4, config.n_head, keys, sum([2 * config.head_dim(), 4]), element]),
             (false, false) => product([tokens, keys, sum([4 * config.n_head * element, 16])]),
@@ -46,8 +46,8 @@ impl Gpt2 {
 
     /// Tokens that are between two layers at once: kernels take a long prompt through all layers a chunk at a time.
     fn tokens_at_once(&self, tokens: usize) -> usize {
-        let chunk = if self.is_prepared() { most_rows(&self.device(), self.widest()) } else { None };
-        chunk.map_or(tokens, |most| tokens.min(most))
+        let chunk = if self.is_packed() { max_rows(&self.device(), self.widest()) } else { None };
+        chunk.map_or(tokens, |max| tokens.min(max))
     }
 
     /// Bytes of logits where they are computed, and in f32 on the host.
@@ -67,7 +67,7 @@ impl Gpt2 {
         check_buffer("bytes of logits", of_logits, &device)?;
         let widest = product([self.tokens_at_once(size.tokens), self.widest(), element]);
         check_buffer("bytes of activations", widest, &device)?;
-        if !self.is_prepared() && !self.is_deterministic() {
+        if !self.is_packed() && !self.is_deterministic() {
             let scores = product([config.n_head, size.tokens, size.keys, element]);
             check_buffer("bytes of attention scores", scores, &device)?;
         }

@@ -6,14 +6,14 @@ use burn::module::{Module, ModuleVisitor, Param};
 use burn::tensor::{DType, Tensor, TensorData};
 use xxhash_rust::xxh3::{Xxh3, xxh3_128};
 
-use crate::backends::{is_fast_f32_allowed, runs_ahead};
+use crate::backends::{is_asynchronous, is_fast_f32_allowed};
 use crate::{Error, Gpt2, Result};
 
 /// What tells keys and values of one model from those of all others: a hash (XXH3, 128 bits) of its weights and shape, the
 /// element type that they are held in, the device, and the way of computing, which decides on last digits.
 ///
 /// To the latter belongs whether this process [allows](crate::backends::allow_fast_f32) fast f32, for a model to which that
-/// makes a difference: one that is [prepared](Gpt2::prepare), on a GPU.
+/// makes a difference: one that is [packed](Gpt2::pack), on a GPU.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Fingerprint {
     /// Of all but fast f32, which can be allowed and forbidden while the model is in use.
@@ -31,7 +31,7 @@ impl Fingerprint {
     pub fn new(model: &Gpt2, cache_dtype: DType) -> Result<Self> {
         let config = model.config();
         let mut hasher = Hasher { hash: Xxh3::new(), failure: None };
-        let how = (model.is_prepared(), model.is_deterministic(), model.dtype(), cache_dtype, model.device());
+        let how = (model.is_packed(), model.is_deterministic(), model.dtype(), cache_dtype, model.device());
         let what = (config.n_head, config.n_positions, config.activation_function, config.layer_norm_epsilon);
         hasher.hash.update(format!("{how:?} {what:?}").as_bytes());
         model.visit(&mut hasher);
@@ -60,7 +60,7 @@ impl Fingerprint {
 /// Whether fast f32 can change what a model computes: only kernels for packed matrices ask for it. (burn's own operations
 /// may use matrix units too; that does not depend on what is allowed.)
 fn depends_on_fast_f32(model: &Gpt2) -> bool {
-    model.is_prepared() && runs_ahead(&model.device())
+    model.is_packed() && is_asynchronous(&model.device())
 }
 
 /// 32 hexadecimal digits.
@@ -137,8 +137,8 @@ mod tests {
         let config =
             Gpt2Config { vocab_size: 7, n_positions: 4, n_embd: 8, n_layer: 1, n_head: 2, ..Gpt2Config::default() };
         let plain = config.init(&crate::device("flex").unwrap()).unwrap();
-        let prepared = plain.clone().prepare(WeightFormat::F32).unwrap();
-        for model in [plain, prepared] {
+        let packed = plain.clone().pack(WeightFormat::F32).unwrap();
+        for model in [plain, packed] {
             let fingerprint = Fingerprint::new(&model, DType::F32).unwrap();
             assert_eq!(fingerprint.with_fast_f32(true), fingerprint);
             assert_eq!(fingerprint.with_fast_f32(true).to_string(), fingerprint.to_string());

@@ -1,4 +1,4 @@
-//! Shared prefixes: what was computed for the beginning of a prompt is kept, and used again.
+//! Shared prefixes: what was computed for the prefix of a prompt is kept, and used again.
 
 #[cfg(feature = "files")]
 mod file;
@@ -11,7 +11,7 @@ mod store;
 pub(crate) use file::Reader;
 pub use fingerprint::Fingerprint;
 pub(crate) use gpt2_burn_core::prefix::sources;
-pub use gpt2_burn_core::prefix::{Entry, Match, Payload, Piece, Plan, RadixTree, Reuse, TreeStats};
+pub use gpt2_burn_core::prefix::{Entry, Match, Payload, Plan, PromptChunk, RadixTree, Reuse, TreeStats};
 pub(crate) use of_model::Prefixes;
 pub use sharing::Sharing;
 pub use store::{Pin, PrefixCache};

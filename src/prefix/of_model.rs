@@ -47,7 +47,7 @@ impl Prefixes {
         if held == ids.len() {
             return Ok(());
         }
-        self.cache.put(self.fingerprint, ids, held, segment(held..ids.len())?)?;
+        self.cache.insert(self.fingerprint, ids, held, segment(held..ids.len())?)?;
         Ok(())
     }
 

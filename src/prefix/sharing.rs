@@ -1,6 +1,6 @@
 //! [`Sharing`]: what sharing prefixes took and saved.
 
-/// What it took to compute the prompts of a request that shared their beginnings with each other and with those before.
+/// What it took to compute the prompts of a request that shared their prefixes with each other and with those before.
 #[derive(Clone, Debug, Default, PartialEq)]
 #[non_exhaustive]
 pub struct Sharing {

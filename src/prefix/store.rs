@@ -126,36 +126,36 @@ impl PrefixCache {
         self.shared.lock().clear();
     }
 
-    /// Keeps the longest beginning of `prefix` that is held for a model from going, until the result is dropped.
+    /// Keeps the longest prefix of `prefix` that is held for a model from going, until the result is dropped.
     pub fn pin(&self, model: Fingerprint, prefix: &[u32]) -> Pin {
         let tokens = self.shared.lock().pin(model, prefix);
         Pin { shared: self.shared.clone(), model, ids: prefix[..tokens].to_vec() }
     }
 
-    /// Tokens of the longest beginning of `ids` that is held for a model, whatever may be taken of it.
+    /// Tokens of the longest prefix of `ids` that is held for a model, whatever may be taken of it.
     pub fn held(&self, model: Fingerprint, ids: &[u32]) -> usize {
         self.shared.lock().peek(model, ids).len()
     }
 
-    /// Tokens of a prompt that a request would take; at most `most`.
-    pub(crate) fn usable(&self, model: Fingerprint, prompt: &[u32], most: usize) -> usize {
+    /// Tokens of a prompt that a request would take; at most `max`.
+    pub(crate) fn usable(&self, model: Fingerprint, prompt: &[u32], max: usize) -> usize {
         let tree = self.shared.lock();
         match self.takes(&tree, model, prompt) {
-            true => tree.peek(model, &prompt[..most]).len(),
+            true => tree.peek(model, &prompt[..max]).len(),
             false => 0,
         }
     }
 
-    /// Takes what may be taken of the first `most` tokens of a prompt, and keeps it from going until that is dropped.
-    pub(crate) fn take(&self, model: Fingerprint, prompt: &[u32], most: usize) -> Lease {
+    /// Takes what may be taken of the first `max` tokens of a prompt, and keeps it from going until that is dropped.
+    pub(crate) fn take(&self, model: Fingerprint, prompt: &[u32], max: usize) -> Lease {
         let mut tree = self.shared.lock();
         let (mut parts, mut tokens) = (Vec::new(), 0);
         if self.takes(&tree, model, prompt) {
-            let found = tree.find(model, &prompt[..most]).parts;
+            let found = tree.find(model, &prompt[..max]).parts;
             parts = found.into_iter().map(|(segment, tokens)| (segment.clone(), tokens)).collect();
-            tokens = tree.pin(model, &prompt[..most]);
+            tokens = tree.pin(model, &prompt[..max]);
         } else {
-            tree.count_miss(most);
+            tree.count_miss(max);
         }
         drop(tree);
         Lease { parts, pin: Pin { shared: self.shared.clone(), model, ids: prompt[..tokens].to_vec() } }
@@ -191,7 +191,7 @@ impl PrefixCache {
     /// Puts in what was computed: the keys and values of `ids[from..]`; returns how many tokens are new.
     ///
     /// Nothing is put in if the way of computing is not `model`'s any more: part of it may have been computed in the other.
-    pub(crate) fn put(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
+    pub(crate) fn insert(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
         if model != model.now() {
             return Ok(0);
         }
@@ -266,7 +266,7 @@ impl Drop for Pin {
     }
 }
 
-/// The beginning of a prompt, taken from a cache.
+/// The prefix of a prompt, taken from a cache.
 pub(crate) struct Lease {
     /// Segments, and how many tokens of each are of the prompt.
     pub parts: Vec<(KvSegment, usize)>,
@@ -293,8 +293,8 @@ mod tests {
         let device = crate::device("flex").unwrap();
         let states = || Tensor::<4>::zeros([1, 1, 2, 4], (&device, DType::F32));
         let segment = || KvSegment::new(states(), states());
-        assert_eq!(cache.put(other, &[1, 2], 0, segment()).unwrap(), 0);
-        assert_eq!(cache.put(now, &[1, 2], 0, segment()).unwrap(), 2);
+        assert_eq!(cache.insert(other, &[1, 2], 0, segment()).unwrap(), 0);
+        assert_eq!(cache.insert(now, &[1, 2], 0, segment()).unwrap(), 2);
         assert_eq!((cache.held(now, &[1, 2]), cache.held(other, &[1, 2])), (2, 0));
         // As if it had been computed before fast f32 was allowed, or forbidden.
         cache.shared.lock().insert(other, &[1, 2], 0, segment()).unwrap();

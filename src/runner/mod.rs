@@ -2,7 +2,7 @@
 //!
 //! Everything that decodes goes through [`Runner::forward`]: prompts, plain steps, verification of drafts, and draft models. A
 //! runner remembers which tokens its cache holds of each row; so whoever wants logits says what a row's tokens are, and what of
-//! them is not known is computed: nothing has to be cut back where a draft was wrong, or emptied where a context slides.
+//! them is not known is computed: nothing has to be rolled back where a draft was wrong, or emptied where a context slides.
 
 mod logits;
 mod multi_step;
@@ -11,7 +11,7 @@ mod prefill;
 use burn::tensor::{DType, Tensor};
 
 use crate::cache::retain;
-use crate::model::RunAhead;
+use crate::model::MultiStep;
 use crate::prefix::Prefixes;
 use crate::{CacheStorage, Error, Gpt2, KvCache, KvCacheConfig, Logits, Result, TokenBatch};
 pub use logits::RowLogits;
@@ -36,8 +36,8 @@ pub struct Runner<'a> {
     cache: Option<KvCache>,
     /// The tokens of each row that are computed, from its context's start on.
     held: Vec<Vec<u32>>,
-    /// Rows that are decoded without waiting; what changes the cache's buffers ends that.
-    ahead: Option<RunAhead>,
+    /// Rows that are decoded several steps at a time; what changes the cache's buffers ends that.
+    multi_step: Option<MultiStep>,
     /// Whether the device has not failed at capturing yet.
     may_capture: bool,
     /// Whether rows have left, whose slots may hold anything.
@@ -69,7 +69,7 @@ impl<'a> Runner<'a> {
             config: RunnerConfig { prefixes, ..config },
             cache: None,
             held: Vec::new(),
-            ahead: None,
+            multi_step: None,
             may_capture: true,
             has_left: false,
             computed_tokens: 0,
@@ -108,12 +108,12 @@ impl<'a> Runner<'a> {
 
     /// Adds an empty row behind the last one; returns which it is.
     pub fn push(&mut self) -> Result<usize> {
-        self.ahead = None;
+        self.multi_step = None;
         let row = self.held.len();
         if let Some(cache) = &mut self.cache {
             cache.push()?;
             // Kernels read nothing that a query does not see; burn's operations multiply it by zero.
-            if self.has_left && !self.model.is_prepared() {
+            if self.has_left && !self.model.is_packed() {
                 cache.wipe(row);
             }
         }
@@ -123,7 +123,7 @@ impl<'a> Runner<'a> {
 
     /// Adds copies of the first `tokens` that are known of a row behind the last one.
     pub fn fork(&mut self, row: usize, tokens: usize, times: usize) -> Result<()> {
-        self.ahead = None;
+        self.multi_step = None;
         match &mut self.cache {
             // It copies everything with each row that comes.
             Some(cache) if cache.storage() == CacheStorage::Growing && times > 0 => {
@@ -143,7 +143,7 @@ impl<'a> Runner<'a> {
     /// Takes out each row `b` of which `is_kept[b]` is false; those behind it move up. Where there is no room for what that copies,
     /// nothing is known any more.
     pub fn retain(&mut self, is_kept: &[bool]) {
-        (self.ahead, self.has_left) = (None, true);
+        (self.multi_step, self.has_left) = (None, true);
         retain(&mut self.held, is_kept);
         if self.cache.as_mut().is_some_and(|cache| cache.retain(is_kept).is_err()) {
             self.cache = None;
@@ -160,7 +160,7 @@ impl<'a> Runner<'a> {
 
     /// Forgets a row whose numbers are none.
     pub fn wipe(&mut self, row: usize) {
-        self.ahead = None;
+        self.multi_step = None;
         if let Some(cache) = &mut self.cache {
             cache.wipe(row);
         }
@@ -169,7 +169,7 @@ impl<'a> Runner<'a> {
 
     /// Makes what is known of each of the rows `to` the first `tokens` that are known of row `from`.
     pub fn copy(&mut self, from: usize, to: &[usize], tokens: usize) -> Result<()> {
-        self.ahead = None;
+        self.multi_step = None;
         if let Some(cache) = &mut self.cache {
             cache.copy_prefix(from, to, tokens)?;
         }
@@ -183,7 +183,7 @@ impl<'a> Runner<'a> {
         if !self.config.keeps {
             return self.forward_naive(turns);
         }
-        self.ahead = None;
+        self.multi_step = None;
         self.make_cache()?;
         let starts = turns.iter().map(|turn| {
             let start = turn.tokens.len().saturating_sub(turn.logits);
@@ -258,7 +258,7 @@ impl<'a> Runner<'a> {
     /// The keys and values of what they compute are in those layers of the cache only. So none of it is known afterwards, but for
     /// the next call of this, which goes on from there, until [`end_exit`](Self::end_exit).
     pub fn exit_forward(&mut self, turns: &[Turn<'_>], layers: usize) -> Result<RowLogits> {
-        self.ahead = None;
+        self.multi_step = None;
         let rows = self.rows();
         let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
         let mut new: Vec<&[u32]> = vec![&[]; rows];

@@ -8,11 +8,11 @@ impl Runner<'_> {
     pub fn can_multi_step(&self) -> bool {
         let is_in_place = self.config.keeps && self.config.cache.storage == CacheStorage::Preallocated;
         let keeps = is_in_place && self.cache.is_some();
-        keeps && self.model.can_run_ahead()
+        keeps && self.model.can_multi_step()
     }
 
-    /// The `steps` likeliest next tokens of each row, `[steps][rows]`, at most `max` of them: see
-    /// [`Gpt2::run_ahead`](crate::Gpt2::run_ahead). `rows[b]` is what stands in the context of row b; all but its last token is
+    /// The `steps` most likely next tokens of each row, `[steps][rows]`, at most `max` of them: see
+    /// [`Gpt2::decode_steps`](crate::Gpt2::decode_steps). `rows[b]` is what stands in the context of row b; all but its last token is
     /// known, and so is afterwards what comes out, but for the last of it.
     ///
     /// None: the device failed at what was only to save time, and nothing is known of the rows.
@@ -23,11 +23,11 @@ impl Runner<'_> {
         }
         let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
         let last: Vec<u32> = rows.iter().filter_map(|tokens| tokens.last().copied()).collect();
-        let mut ahead = match self.ahead.take() {
-            Some(ahead) if ahead.is_at(&last, cache.lens()) => ahead,
-            _ => self.model.start_ahead(&last, cache, max, self.may_capture),
+        let mut multi_step = match self.multi_step.take() {
+            Some(multi_step) if multi_step.is_at(&last, cache.lens()) => multi_step,
+            _ => self.model.start_multi_step(&last, cache, max, self.may_capture),
         };
-        let Some(chosen) = self.model.run_ahead(&mut ahead, cache, steps)? else {
+        let Some(chosen) = self.model.decode_steps(&mut multi_step, cache, steps)? else {
             self.cache = None;
             self.held.iter_mut().for_each(Vec::clear);
             self.may_capture = false;
@@ -39,7 +39,7 @@ impl Runner<'_> {
             // What is no token ends its row, of which nothing is asked any more.
             held.extend(chosen[..steps.saturating_sub(1)].iter().map(|ids| ids[row].max(0) as u32));
         }
-        self.ahead = Some(ahead);
+        self.multi_step = Some(multi_step);
         Ok(Some(chosen))
     }
 }

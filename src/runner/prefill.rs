@@ -24,7 +24,7 @@ impl Runner<'_> {
         if lease.tokens() <= self.known(row, tokens) {
             return Ok(());
         }
-        self.ahead = None;
+        self.multi_step = None;
         self.make_cache()?;
         self.truncate(row, 0)?;
         let Some(cache) = &mut self.cache else { return Ok(()) };

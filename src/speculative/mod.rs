@@ -7,7 +7,7 @@
 //! 1. A [`Draft`] proposes tokens `x1..xm`, drawn from its distributions `q1..qm`.
 //! 2. The target computes t and `x1..xm` behind its cache in one forward, which gives its distributions `p1..p(m+1)`. With
 //!    one token a decode step reads every weight once; with m + 1 it does no more than that.
-//! 3. `x1`, `x2`... are judged in order, by the rule of [`Acceptance`], up to the first that is rejected; the target's own
+//! 3. `x1`, `x2`... are verified in order, by the rule of [`Acceptance`], up to the first that is rejected; the target's own
 //!    choice takes that one's place. If all stand, the target adds a token from `p(m+1)`.
 //! 4. The caches are cut behind what stands. Each row by itself: others may have accepted more.
 //!
@@ -27,7 +27,7 @@ use std::sync::Arc;
 use gpt2_burn_core::speculative::Policy;
 use web_time::Instant;
 
-pub use gpt2_burn_core::speculative::{Acceptance, DraftLen, Judged, best_len, expected_tokens, speedup};
+pub use gpt2_burn_core::speculative::{Acceptance, DraftLen, VerifiedToken, best_len, expected_tokens, speedup};
 pub use ngram::Ngram;
 pub use report::{PositionReport, SpeculationReport, SpeculativeStep};
 pub use script::Scripted;
@@ -100,9 +100,13 @@ impl Draft {
         };
         match self {
             Self::Model(model) => check_model(model),
-            Self::Ngram(ngram) if ngram.shortest == 0 || ngram.shortest > ngram.longest => {
-                let found = format!("{} to {}", ngram.shortest, ngram.longest);
-                Err(Error::mismatch("tokens that are looked up", "at least 1, and the fewest first", found))
+            Self::Ngram(ngram) if ngram.min_len == 0 || ngram.min_len > ngram.max_len => {
+                let found = format!("{} to {}", ngram.min_len, ngram.max_len);
+                Err(Error::mismatch(
+                    "tokens that are looked up",
+                    "at least 1, and `min_len` no more than `max_len`",
+                    found,
+                ))
             }
             Self::EarlyExit { layers } if !(1..=target.config().n_layer).contains(layers) => {
                 let expected = format!("1 to {}", target.config().n_layer);
@@ -223,12 +227,12 @@ impl<'a> Speculating<'a> {
         let drafts = rows.iter().map(|row| if row.len > 0 { proposed.next() } else { None });
         let drafts: Vec<RowDraft> = drafts.map(|draft| draft.unwrap_or_else(|| Ok(Vec::new()))).collect();
         let lens = drafts.iter().map(|draft| draft.as_ref().map_or(0, Vec::len));
-        let longest_draft = lens.clone().max().unwrap_or(0);
+        let max_draft_len = lens.clone().max().unwrap_or(0);
         lens.for_each(|len| self.report.note_draft(len));
         let elapsed = started.elapsed();
         self.step =
-            SpeculativeStep { longest_draft, draft_seconds: elapsed.as_secs_f64(), ..SpeculativeStep::default() };
-        self.policy.note_draft(longest_draft, (elapsed - prefilled).as_secs_f64());
+            SpeculativeStep { max_draft_len, draft_seconds: elapsed.as_secs_f64(), ..SpeculativeStep::default() };
+        self.policy.note_draft(max_draft_len, (elapsed - prefilled).as_secs_f64());
         self.report.draft_computed_tokens = self.proposer.computed_tokens();
         Ok(drafts)
     }
@@ -242,23 +246,23 @@ impl<'a> Speculating<'a> {
     pub fn note_verified(&mut self, seconds: f64, is_usual: bool) {
         self.step.verify_seconds = seconds;
         if is_usual {
-            self.policy.note_verified(self.step.longest_draft, seconds);
+            self.policy.note_verified(self.step.max_draft_len, seconds);
         }
     }
 
-    /// Judges the token at a place of a row's draft.
-    pub fn judge(
+    /// Verifies the token at a place of a row's draft.
+    pub fn verify(
         &mut self,
         acceptance: Acceptance,
         position: usize,
         proposal: &Proposal,
         target: &Distribution,
         random: impl Fn(Purpose) -> f64,
-    ) -> Judged {
-        let judged = acceptance.judge(target, &proposal.distribution, proposal.id, random);
-        self.policy.note_judged(judged.accepted);
-        self.report.note_judged(position, judged.accepted);
-        judged
+    ) -> VerifiedToken {
+        let verified = acceptance.verify(target, &proposal.distribution, proposal.id, random);
+        self.policy.note_outcome(verified.accepted);
+        self.report.note_outcome(position, verified.accepted);
+        verified
     }
 
     pub fn push(&mut self) -> Result<()> {

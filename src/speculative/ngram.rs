@@ -5,19 +5,19 @@ use crate::Result;
 use crate::runner::Runner;
 
 /// Drafts that are copied from the text itself (Saxena, *Prompt Lookup Decoding*, 2023): the longest end of the text, of
-/// `longest` to `shortest` tokens, that occurred before is looked up, at its latest place, and what followed it there is
+/// `max_len` to `min_len` tokens, that occurred before is looked up, at its latest place, and what followed it there is
 /// proposed. No model is needed; it pays where texts repeat themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ngram {
     /// Most tokens at the end of the text that are looked up.
-    pub longest: usize,
+    pub max_len: usize,
     /// Fewest; at least 1.
-    pub shortest: usize,
+    pub min_len: usize,
 }
 
 impl Default for Ngram {
     fn default() -> Self {
-        Self { longest: 4, shortest: 2 }
+        Self { max_len: 4, min_len: 2 }
     }
 }
 
@@ -35,7 +35,7 @@ impl Ngram {
 
     /// Where the text goes on behind the latest earlier place of its longest end that occurred before.
     ///
-    /// In one pass, whatever `longest` is: the Z-algorithm (Gusfield, *Algorithms on Strings, Trees and Sequences*, 1997, section
+    /// In one pass, whatever `max_len` is: the Z-algorithm (Gusfield, *Algorithms on Strings, Trees and Sequences*, 1997, section
     /// 1.4) on the text read backwards, which gives for every place how much of the text's end ends there too.
     fn find(&self, text: &[u32]) -> Option<usize> {
         let len = text.len();
@@ -43,7 +43,7 @@ impl Ngram {
         // `common[i]`: how many tokens before `len - i` are those before `len`.
         let mut common = vec![0; len];
         let (mut from, mut to) = (0, 0);
-        let (mut best, mut place) = (0, None);
+        let (mut best, mut position) = (0, None);
         for at in 1..len {
             let known = if at < to { common[at - from].min(to - at) } else { 0 };
             let more = (known..len - at).take_while(|&n| backwards(n) == backwards(at + n)).count();
@@ -52,12 +52,12 @@ impl Ngram {
                 (from, to) = (at, at + common[at]);
             }
             // Read backwards, the latest place comes first.
-            let usable = common[at].min(self.longest);
-            if usable > best && usable >= self.shortest.max(1) {
-                (best, place) = (usable, Some(len - at));
+            let usable = common[at].min(self.max_len);
+            if usable > best && usable >= self.min_len.max(1) {
+                (best, position) = (usable, Some(len - at));
             }
         }
-        place
+        position
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
         assert_eq!(ngram.draft(&[7, 1, 2, 3, 9, 5, 1, 2, 4, 7, 1, 2], 2), [3, 9], "three tokens rather than two");
         assert!(ngram.draft(&[1, 2, 3, 4], 3).is_empty());
         assert!(ngram.draft(&[5, 6, 5], 3).is_empty(), "one token is too little");
-        assert_eq!(Ngram { shortest: 1, longest: 4 }.draft(&[5, 6, 5], 3), [6, 5, 6]);
+        assert_eq!(Ngram { min_len: 1, max_len: 4 }.draft(&[5, 6, 5], 3), [6, 5, 6]);
         assert!(ngram.draft(&[1], 3).is_empty());
         assert!(ngram.draft(&[], 3).is_empty());
         assert!(ngram.draft(&[1, 2, 1, 2], 0).is_empty());
@@ -90,8 +90,8 @@ mod tests {
 
     /// Word by word what the documentation says.
     fn find_slowly(ngram: Ngram, text: &[u32]) -> Option<usize> {
-        let most = ngram.longest.min(text.len().saturating_sub(1));
-        (ngram.shortest.max(1)..=most).rev().find_map(|n| {
+        let max = ngram.max_len.min(text.len().saturating_sub(1));
+        (ngram.min_len.max(1)..=max).rev().find_map(|n| {
             let end = &text[text.len() - n..];
             text[..text.len() - 1].windows(n).rposition(|window| window == end).map(|at| at + n)
         })
@@ -101,17 +101,17 @@ mod tests {
         #[test]
         fn the_place_is_the_one_that_is_documented(
             text in proptest::collection::vec(0_u32..3, 0..40),
-            longest in prop_oneof![0_usize..6, Just(usize::MAX)],
-            shortest in 0_usize..4,
+            max_len in prop_oneof![0_usize..6, Just(usize::MAX)],
+            min_len in 0_usize..4,
         ) {
-            let ngram = Ngram { longest, shortest };
+            let ngram = Ngram { max_len, min_len };
             prop_assert_eq!(ngram.find(&text), find_slowly(ngram, &text));
         }
     }
 
     #[test]
     fn a_longest_end_without_a_bound_is_found_at_once() {
-        let ngram = Ngram { longest: usize::MAX, ..Ngram::default() };
+        let ngram = Ngram { max_len: usize::MAX, ..Ngram::default() };
         assert_eq!(ngram.draft(&[1, 2, 3, 9, 1, 2, 3], 2), [9, 1]);
         // Nothing to be found, and as long as texts get that slide.
         let text: Vec<u32> = (0..200_000).collect();

@@ -19,7 +19,7 @@ impl Proposal {
     }
 }
 
-/// A row that can get a draft, and how its tokens are drawn and judged.
+/// A row that can get a draft, and how its tokens are drawn and verified.
 #[derive(Clone, Copy)]
 pub struct DraftRow<'a> {
     /// Which row of the target's runner it is.

@@ -20,7 +20,7 @@ pub struct SpeculationReport {
     pub rejected: usize,
     /// Tokens of the rounds: accepted ones and those that the target added.
     pub tokens: usize,
-    /// For each place in a draft, from the first on, how often a token there was judged, and how often accepted.
+    /// For each place in a draft, from the first on, how often a token there was verified, and how often accepted.
     pub by_position: Vec<PositionReport>,
     /// How many rounds had drafts of 0, 1, 2... tokens.
     pub rounds_by_len: Vec<usize>,
@@ -37,7 +37,7 @@ pub struct SpeculationReport {
 #[non_exhaustive]
 pub struct PositionReport {
     /// How many were compared with what the target says.
-    pub judged: usize,
+    pub verified: usize,
     /// How many of those stand.
     pub accepted: usize,
 }
@@ -47,12 +47,12 @@ pub struct PositionReport {
 #[non_exhaustive]
 pub struct SpeculativeStep {
     /// Length of the longest draft.
-    pub longest_draft: usize,
+    pub max_draft_len: usize,
     /// Seconds until drafts were there.
     pub draft_seconds: f64,
     /// Seconds of the target's forward.
     pub verify_seconds: f64,
-    /// Seconds of all else: judging, text, and moving rows.
+    /// Seconds of all else: verifying, text, and moving rows.
     pub rest_seconds: f64,
 }
 
@@ -100,17 +100,17 @@ impl SpeculationReport {
 
     /// Median seconds of a step without a draft, which is a plain decode step; none if each had one.
     pub fn plain_step_seconds(&self) -> Option<f64> {
-        self.median_of(|step| (step.longest_draft == 0).then(|| step.seconds()))
+        self.median_of(|step| (step.max_draft_len == 0).then(|| step.seconds()))
     }
 
     /// Median seconds of a draft token.
     pub fn draft_token_seconds(&self) -> Option<f64> {
-        self.median_of(|step| (step.longest_draft > 0).then(|| step.draft_seconds / step.longest_draft as f64))
+        self.median_of(|step| (step.max_draft_len > 0).then(|| step.draft_seconds / step.max_draft_len as f64))
     }
 
     /// Median seconds of the target's forward over drafts of up to `len` tokens.
     pub fn verification_seconds(&self, len: usize) -> Option<f64> {
-        self.median_of(|step| (step.longest_draft == len).then_some(step.verify_seconds))
+        self.median_of(|step| (step.max_draft_len == len).then_some(step.verify_seconds))
     }
 
     /// How many times as fast as plain decoding, with steps of `plain` seconds, it should have been by the cost model:
@@ -121,10 +121,10 @@ impl SpeculationReport {
         let rounds = self.rounds_by_len.iter().enumerate();
         let tokens: f64 = rounds.map(|(len, rounds)| *rounds as f64 * expected_tokens(a, len)).sum();
         let of_draft = self.draft_token_seconds().unwrap_or(0.0);
-        let longest = self.steps.iter().map(|step| step.longest_draft).max()?;
+        let max_len = self.steps.iter().map(|step| step.max_draft_len).max()?;
         let verification: Vec<f64> =
-            (0..=longest).map(|len| self.verification_seconds(len).unwrap_or(f64::NAN)).collect();
-        let cost = |step: &SpeculativeStep| step.longest_draft as f64 * of_draft + verification[step.longest_draft];
+            (0..=max_len).map(|len| self.verification_seconds(len).unwrap_or(f64::NAN)).collect();
+        let cost = |step: &SpeculativeStep| step.max_draft_len as f64 * of_draft + verification[step.max_draft_len];
         let seconds: f64 = self.steps.iter().map(cost).sum();
         Some(plain * (tokens / self.rounds as f64) / (seconds / self.steps.len() as f64))
     }
@@ -148,15 +148,15 @@ impl SpeculationReport {
         self.rounds_by_len[len] += 1;
     }
 
-    pub(super) fn note_judged(&mut self, position: usize, accepted: bool) {
+    pub(super) fn note_outcome(&mut self, position: usize, accepted: bool) {
         if self.by_position.len() <= position {
             self.by_position.resize(position + 1, PositionReport::default());
         }
-        let place = &mut self.by_position[position];
-        place.judged += 1;
+        let position = &mut self.by_position[position];
+        position.verified += 1;
         match accepted {
             true => {
-                place.accepted += 1;
+                position.accepted += 1;
                 self.accepted += 1;
             }
             false => self.rejected += 1,
@@ -182,19 +182,20 @@ mod tests {
             report.note_draft(len);
         }
         for (position, accepted) in [(0, true), (1, true), (2, false), (0, true), (1, true), (2, true), (0, false)] {
-            report.note_judged(position, accepted);
+            report.note_outcome(position, accepted);
         }
         report.tokens = 3 + 4 + 1 + 1;
         assert_eq!((report.rounds, report.drafted, report.accepted, report.rejected), (4, 7, 5, 2));
         assert_eq!(report.rounds_by_len, [1, 1, 0, 2]);
-        let accepted: Vec<_> = report.by_position.iter().map(|place| (place.judged, place.accepted)).collect();
+        let accepted: Vec<_> =
+            report.by_position.iter().map(|position| (position.verified, position.accepted)).collect();
         assert_eq!(accepted, [(3, 2), (2, 2), (2, 1)]);
         assert_eq!(report.acceptance_rate(), Some(5.0 / 7.0));
         assert_eq!(report.acceptance(), Some(5.0 / 7.0));
         assert_eq!(report.tokens_per_round(), Some(9.0 / 4.0));
 
-        let step = |longest_draft, draft_seconds, verify_seconds| SpeculativeStep {
-            longest_draft,
+        let step = |max_draft_len, draft_seconds, verify_seconds| SpeculativeStep {
+            max_draft_len,
             draft_seconds,
             verify_seconds,
             rest_seconds: 0.5,

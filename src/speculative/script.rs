@@ -44,8 +44,8 @@ impl ScriptProposer<'_> {
         let id = scripted.copied().unwrap_or(0);
         // Rows of a batch have the same stream: their prompts make them differ.
         let prompt = row.tokens[..row.prompt_tokens].iter();
-        let stream = prompt.fold(row.rng_stream, |hash, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
-        let agrees = uniform(row.seed, stream, text.len() as u64, Purpose::Draft) < self.script.agreement;
+        let rng_stream = prompt.fold(row.rng_stream, |hash, &id| (hash ^ u64::from(id)).wrapping_mul(0x0100_0000_01b3));
+        let agrees = uniform(row.seed, rng_stream, text.len() as u64, Purpose::Draft) < self.script.agreement;
         Proposal::certain(if agrees { id } else { (id + 1) % self.vocab_size as u32 })
     }
 

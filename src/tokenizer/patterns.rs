@@ -66,16 +66,16 @@ pub(super) fn check(text: &str) -> Result<()> {
     if text.len() <= MAX_WHITE_SPACE {
         return Ok(());
     }
-    let (mut longest, mut run) = (0, 0);
+    let (mut max_run, mut run) = (0, 0);
     for character in text.chars() {
         run = if character.is_whitespace() { run + 1 } else { 0 };
-        longest = longest.max(run);
+        max_run = max_run.max(run);
     }
-    if longest <= MAX_WHITE_SPACE {
+    if max_run <= MAX_WHITE_SPACE {
         return Ok(());
     }
     let reason = format!(
-        "{longest} white-space characters in a row: this tokenizer splits text with a pattern of its own that looks around, \
+        "{max_run} white-space characters in a row: this tokenizer splits text with a pattern of its own that looks around, \
          which is reliable up to {MAX_WHITE_SPACE} of them"
     );
     Err(Error::from(reason))

@@ -213,7 +213,7 @@ fn damage() -> impl Strategy<Value = Damage> {
 }
 
 /// Where damage falls: mostly into the first kilobytes and the end, where headers and directories are.
-fn place(at: usize, length: usize) -> usize {
+fn position(at: usize, length: usize) -> usize {
     match at % 4 {
         0 => at / 4 % length,
         1 => length - 1 - at / 4 % length.min(2048),
@@ -228,16 +228,16 @@ impl Damage {
         }
         match self {
             Self::Flip(at, bits) => {
-                let at = place(*at, bytes.len());
+                let at = position(*at, bytes.len());
                 bytes[at] ^= bits;
             }
             Self::Cut(at) => bytes.truncate(at % bytes.len()),
             Self::Insert(at, new) => {
-                let at = place(*at, bytes.len());
+                let at = position(*at, bytes.len());
                 bytes.splice(at..at, new.iter().copied());
             }
             Self::Repeat(at, count) => {
-                let at = place(*at, bytes.len());
+                let at = position(*at, bytes.len());
                 let end = (at + count).min(bytes.len());
                 let part = bytes[at..end].to_vec();
                 bytes.splice(at..at, part);

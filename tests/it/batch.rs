@@ -15,7 +15,7 @@ use proptest::prelude::*;
 use crate::common::{STORAGES, random_model, small_config};
 
 fn model() -> Gpt2 {
-    random_model(small_config()).prepare(WeightFormat::F32).unwrap()
+    random_model(small_config()).pack(WeightFormat::F32).unwrap()
 }
 
 fn request(prompt: &[u32], max_new_tokens: usize) -> RowRequest {
@@ -109,13 +109,13 @@ fn rows() -> impl Strategy<Value = RowRequest> {
     ];
     let logprobs = prop_oneof![1 => Just(None), 3 => (0_usize..3).prop_map(Some)];
     (prompt, 0_usize..14, sampling, 0_u64..3, 0_u64..3, end, any::<bool>(), logprobs).prop_map(
-        |(ids, max_new_tokens, sampling, seed, rng_stream, on_context_end, keep_generated, logprobs)| RowRequest {
+        |(ids, max_new_tokens, sampling, seed, rng_stream, on_context_end, cache_generated, logprobs)| RowRequest {
             max_new_tokens,
             sampling,
             seed,
             rng_stream,
             on_context_end,
-            keep_generated,
+            cache_generated,
             logprobs,
             ..RowRequest::new(ids)
         },
@@ -140,10 +140,10 @@ fn speculations() -> impl Strategy<Value = Option<(usize, DraftLen)>> {
 fn draft(model: &Gpt2, kind: usize) -> Draft {
     let small = || random_model(Gpt2Config { n_layer: 1, n_embd: 12, ..small_config() });
     match kind {
-        0 => Draft::Model(small().prepare(WeightFormat::F32).unwrap()),
+        0 => Draft::Model(small().pack(WeightFormat::F32).unwrap()),
         1 => Draft::Model(model.clone()),
         2 => Draft::EarlyExit { layers: 1 },
-        3 => Draft::Ngram(Ngram { longest: 3, shortest: 1 }),
+        3 => Draft::Ngram(Ngram { max_len: 3, min_len: 1 }),
         // As good as random, and shorter than asked for.
         _ => Draft::Function(Arc::new(|text, len| {
             let last = text.last().copied().unwrap_or(0);
@@ -333,7 +333,7 @@ fn a_row_that_fails_is_told_and_forgotten() {
     let weight = weight.slice_assign([7..8, 0..24], poison);
     plain.wte.weight = gpt2_burn::burn::module::Param::from_tensor(weight);
     let draft = plain.clone();
-    for model in [plain.clone(), plain.prepare(WeightFormat::F32).unwrap()] {
+    for model in [plain.clone(), plain.pack(WeightFormat::F32).unwrap()] {
         for storage in STORAGES {
             let rows: Vec<RowRequest> =
                 [vec![1, 2, 3], vec![4, 7, 5, 6], vec![8, 9]].iter().map(|ids| request(ids, 6)).collect();

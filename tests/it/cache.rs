@@ -23,19 +23,19 @@ fn assert_within(actual: &[f32], expected: &[f32], within: f32) {
     assert!(actual.len() == expected.len() && difference < within, "logits differ by {difference}");
 }
 
-/// The likeliest id, and by how much it is likelier than any other.
-fn likeliest(logits: &[f32]) -> (usize, f32) {
+/// The most likely id, and by how much it is likelier than any other.
+fn argmax(logits: &[f32]) -> (usize, f32) {
     let mut order: Vec<usize> = (0..logits.len()).collect();
     order.sort_by(|a, b| logits[*b].total_cmp(&logits[*a]));
     (order[0], logits[order[0]] - logits[order[1]])
 }
 
-/// The same logits, and the same greedy choice unless the two likeliest are nearly equal.
+/// The same logits, and the same greedy choice unless the two most likely are nearly equal.
 #[track_caller]
 fn assert_same(actual: &[f32], expected: &[f32]) {
     assert_close(actual, expected);
-    let (id, margin) = likeliest(expected);
-    assert!(margin < 1e-4 || likeliest(actual).0 == id, "another greedy choice");
+    let (id, margin) = argmax(expected);
+    assert!(margin < 1e-4 || argmax(actual).0 == id, "another greedy choice");
 }
 
 fn config() -> impl Strategy<Value = Gpt2Config> {
@@ -98,11 +98,11 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
         match step {
             Step::Append(new) => {
                 let new: Vec<Vec<u32>> = (0..texts.len()).map(|row| new[row % new.len()].clone()).collect();
-                let longest = texts.iter().zip(&new).map(|(text, new)| text.len() + new.len()).max().unwrap();
-                if longest > n_positions {
+                let max_len = texts.iter().zip(&new).map(|(text, new)| text.len() + new.len()).max().unwrap();
+                if max_len > n_positions {
                     continue;
                 }
-                cache.reserve(longest).unwrap();
+                cache.reserve(max_len).unwrap();
                 let k = new.iter().map(Vec::len).min().unwrap();
                 let logits = append(model, &mut cache, &new, Logits::LastK(k));
                 for (row, new) in new.iter().enumerate() {
@@ -135,11 +135,11 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
             }
             Step::AppendSegments(more, cut) => {
                 let more: Vec<Vec<u32>> = (0..texts.len()).map(|row| more[row % more.len()].clone()).collect();
-                let longest = texts.iter().zip(&more).map(|(text, more)| text.len() + more.len()).max().unwrap();
-                if longest > n_positions {
+                let max_len = texts.iter().zip(&more).map(|(text, more)| text.len() + more.len()).max().unwrap();
+                if max_len > n_positions {
                     continue;
                 }
-                cache.reserve(longest).unwrap();
+                cache.reserve(max_len).unwrap();
                 let segments = |(text, more): (&Vec<u32>, &Vec<u32>)| {
                     if more.is_empty() {
                         return vec![];
@@ -237,7 +237,7 @@ fn a_preallocated_cache_is_written_in_place_for_900_steps() {
 #[test]
 fn rows_that_come_begin_with_what_others_hold_and_move_nothing() {
     let plain = random_model(small_config());
-    for model in [plain.clone(), plain.prepare(WeightFormat::F32).unwrap()] {
+    for model in [plain.clone(), plain.pack(WeightFormat::F32).unwrap()] {
         for storage in STORAGES {
             let mut cache = model.cache(storage, 3, 20).unwrap();
             append(&model, &mut cache, &[vec![1, 2, 3, 4], vec![5], vec![6, 7]], Logits::Last);
@@ -274,7 +274,7 @@ fn rows_that_come_begin_with_what_others_hold_and_move_nothing() {
 #[test]
 fn a_row_that_is_removed_copies_nothing() {
     let plain = random_model(small_config());
-    for model in [plain.clone(), plain.prepare(WeightFormat::F32).unwrap()] {
+    for model in [plain.clone(), plain.pack(WeightFormat::F32).unwrap()] {
         let mut cache = model.cache(CacheStorage::Preallocated, 4, 20).unwrap();
         append(&model, &mut cache, &[vec![1, 2, 3], vec![4], vec![5, 6], vec![7, 8, 9, 10]], Logits::Last);
         let place = |cache: &KvCache| (address(cache.buffers(1).unwrap().1), cache.bytes().reserved);
@@ -488,8 +488,8 @@ impl ModuleMapper for LargeKeys {
 fn keys_beyond_f16_end_a_request_with_an_error() {
     let model = random_model(small_config()).map(&mut LargeKeys);
     for storage in STORAGES {
-        for is_prepared in [false, true] {
-            let model = if is_prepared { model.clone().prepare(WeightFormat::F32).unwrap() } else { model.clone() };
+        for is_packed in [false, true] {
+            let model = if is_packed { model.clone().pack(WeightFormat::F32).unwrap() } else { model.clone() };
             let generator = |dtype| {
                 let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
                 generator.with_cache_dtype(dtype).unwrap().complete(&greedy(&[vec![1, 2, 3]], 4))

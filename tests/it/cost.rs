@@ -4,7 +4,7 @@
 use crate::common::{device, small_config};
 use gpt2_burn::burn::module::{Module, ModuleVisitor, Param};
 use gpt2_burn::burn::tensor::{BoolStore, DType, Tensor};
-use gpt2_burn::cost::{Cost, Counted, ElementBytes, Hardware, Part, Pass, Precision, Speculation};
+use gpt2_burn::cost::{Cost, Counted, ElementBytes, Hardware, Part, Pass, Precision, SpeculationCost};
 use gpt2_burn::{Error, Gpt2, Gpt2Config, ModelShape};
 use proptest::prelude::*;
 
@@ -58,7 +58,7 @@ fn models_and_types_that_cannot_be_are_errors() {
     assert!(matches!(cost.work(Pass::naive(0, 1)), Err(Error::EmptyBatch)));
     assert!(matches!(cost.memory(Pass::decode(1, 0)), Err(Error::Mismatch { .. })));
     assert!(matches!(cost.terms(Pass::naive(1, 25)), Err(Error::ContextOverflow { .. })));
-    let speculation = || -> gpt2_burn::Result<Speculation> { Ok(Speculation::new(1.5, 0.1)?) };
+    let speculation = || -> gpt2_burn::Result<SpeculationCost> { Ok(SpeculationCost::new(1.5, 0.1)?) };
     assert!(matches!(speculation(), Err(Error::Mismatch { what: "acceptance rate", .. })));
 }
 
@@ -108,8 +108,8 @@ fn counted_flops(model: &Gpt2, pass: Pass, counted: Counted) -> f64 {
             // Of what nobody wants, the last layer makes a key and a value: two thirds of its first matrix.
             multiply_adds += of(others) + if is_in_last { of(last) } else { of(&last[..1]) / 3 * 2 };
             let layers = if is_in_last { config.n_layer } else { config.n_layer - 1 };
-            for key in 0..pass.past + pass.new {
-                if counted.causal && key > pass.past + query {
+            for key in 0..pass.context_len + pass.new {
+                if counted.causal && key > pass.context_len + query {
                     continue;
                 }
                 for _layer_and_head in 0..layers * config.n_head {
@@ -155,17 +155,17 @@ proptest! {
         config in configs(),
         counted in counteds(),
         batch in 1_usize..4,
-        past in 0_usize..10,
+        context_len in 0_usize..10,
         new in 1_usize..14,
         logits in 0_usize..14,
     ) {
         let cost = Cost::new(&config, DType::F32).unwrap().counting(counted);
         let model = config.init(&device()).unwrap();
         for pass in [
-            Pass { batch, past, new, logits: logits.min(new), cached: true },
+            Pass { batch, context_len, new, logits: logits.min(new), cached: true },
             Pass::naive(batch, new),
             Pass::decode(batch, new),
-            Pass::verify(batch, past, new),
+            Pass::verify(batch, context_len, new),
         ] {
             prop_assert_eq!(cost.work(pass).unwrap().flops, counted_flops(&model, pass, counted));
         }

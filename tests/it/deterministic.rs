@@ -20,9 +20,9 @@ fn text(length: usize, seed: usize) -> Vec<u32> {
 fn bits(model: &Gpt2, texts: &[&[u32]], chunk: usize, storage: CacheStorage) -> Vec<Vec<u32>> {
     let mut cache = model.cache(storage, texts.len(), model.config().n_positions).unwrap();
     let mut last = vec![Vec::new(); texts.len()];
-    let longest = texts.iter().map(|text| text.len()).max().unwrap();
+    let max_len = texts.iter().map(|text| text.len()).max().unwrap();
     let mut live: Vec<usize> = (0..texts.len()).collect();
-    for start in (0..longest).step_by(chunk) {
+    for start in (0..max_len).step_by(chunk) {
         let kept: Vec<usize> = (0..live.len()).filter(|&at| texts[live[at]].len() > start).collect();
         cache.gather(&kept).unwrap();
         live = kept.iter().map(|&at| live[at]).collect();

@@ -20,7 +20,7 @@ fn cpu() -> Device {
 
 /// With this device's kernels, and without.
 fn models(checkpoint: &Checkpoint, device: &Device) -> [Gpt2; 2] {
-    [checkpoint.load_prepared(device, WeightFormat::F32).unwrap(), checkpoint.load(device, DType::F32).unwrap()]
+    [checkpoint.load_packed(device, WeightFormat::F32).unwrap(), checkpoint.load(device, DType::F32).unwrap()]
 }
 
 fn embedded(model: gpt2_burn_pair::Model) -> Checkpoint {
@@ -72,8 +72,8 @@ fn every_decoder_gives_the_tokens_of_the_cpu_on_every_device() {
     let reference = Generator::new(target.load(&cpu(), DType::F32).unwrap()).with_decoder(Decoder::Naive);
     let expected = ids(&reference.complete(&request).unwrap());
     for (name, device) in devices() {
-        let draft = draft.load_prepared(&device, WeightFormat::F32).unwrap();
-        let model = target.load_prepared(&device, WeightFormat::F32).unwrap();
+        let draft = draft.load_packed(&device, WeightFormat::F32).unwrap();
+        let model = target.load_packed(&device, WeightFormat::F32).unwrap();
         for decoder in decoders() {
             let generator = Generator::new(model.clone()).with_decoder(decoder.clone());
             let generator = generator.with_draft(Draft::Model(draft.clone())).unwrap();
@@ -120,7 +120,7 @@ fn rows_that_join_and_leave_get_the_same_tokens_on_every_device() {
     let reference = Generator::new(target.load(&cpu(), DType::F32).unwrap()).with_decoder(Decoder::Naive);
     let expected = ids(&reference.complete(&greedy(&prompts(), 20)).unwrap());
     for (name, device) in devices() {
-        let model = target.load_prepared(&device, WeightFormat::F32).unwrap();
+        let model = target.load_packed(&device, WeightFormat::F32).unwrap();
         for (storage, has_prefixes) in [(CacheStorage::Growing, false), (CacheStorage::Preallocated, true)] {
             let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
             let generator = match has_prefixes {
@@ -166,7 +166,7 @@ fn a_prefix_hit_gives_the_same_tokens_on_every_device() {
     let reference = Generator::new(target.load(&cpu(), DType::F32).unwrap()).with_decoder(Decoder::Naive);
     let expected = ids(&reference.complete(&request).unwrap());
     for (name, device) in devices() {
-        let model = target.load_prepared(&device, WeightFormat::F32).unwrap();
+        let model = target.load_packed(&device, WeightFormat::F32).unwrap();
         for storage in common::STORAGES {
             let prefixes = PrefixCache::new(1 << 30);
             let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
@@ -196,12 +196,12 @@ fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
     let stop = free.completions[0].ids[2];
     let stopping = GenerateRequest { stop: Stop::default(), ..request.clone() };
     for (name, device) in devices() {
-        for prepared in [true, false] {
+        for packed in [true, false] {
             let mut config = config.clone();
             config.eos_token_id = vec![stop];
             let load = |config: Gpt2Config| {
                 let model = random_model_on(config, &device);
-                if prepared { model.prepare(WeightFormat::F32).unwrap() } else { model }
+                if packed { model.pack(WeightFormat::F32).unwrap() } else { model }
             };
             let with_stop = Generator::new(load(config.clone()));
             let output = with_stop.complete(&stopping).unwrap();
@@ -213,12 +213,12 @@ fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
             let generator = Generator::new(load(config.clone()));
             let output = generator.complete(&request).unwrap();
             assert_eq!(ids(&output), ids(&free), "{name}");
-            assert_eq!(output.report.steps_ahead > 8, prepared && backends::runs_ahead(&device), "{name}");
+            assert_eq!(output.report.multi_steps > 8, packed && backends::is_asynchronous(&device), "{name}");
             assert!(output.completions.iter().all(|completion| completion.finish == FinishReason::Context));
             // What has to be looked at each step gives the same.
             let looked_at = GenerateRequest { logprobs: Some(1), ..request.clone() };
             let looked_at = generator.complete(&looked_at).unwrap();
-            assert_eq!((ids(&looked_at), looked_at.report.steps_ahead), (ids(&free), 0), "{name}");
+            assert_eq!((ids(&looked_at), looked_at.report.multi_steps), (ids(&free), 0), "{name}");
             let sampled =
                 GenerateRequest { sampling: Sampling { temperature: 0.9, ..Sampling::default() }, ..request.clone() };
             assert_eq!(
@@ -237,15 +237,15 @@ fn random_model_on(config: Gpt2Config, device: &Device) -> Gpt2 {
 }
 
 #[test]
-fn a_prepared_model_stays_where_it_was_prepared() {
+fn a_packed_model_stays_where_it_was_packed() {
     use gpt2_burn::burn::module::Module;
-    let model = random_model_on(small_config(), &cpu()).prepare(WeightFormat::F32).unwrap();
+    let model = random_model_on(small_config(), &cpu()).pack(WeightFormat::F32).unwrap();
     for (name, device) in devices().into_iter().filter(|(_, device)| *device != cpu()) {
         let moved = model.clone().to_device(&device);
         let found = moved
             .cache(CacheStorage::Preallocated, 1, 8)
             .and_then(|mut cache| moved.forward(&TokenBatch::new(&[[1, 2]], &moved)?, &mut cache, Logits::Last));
-        assert!(matches!(found, Err(gpt2_burn::Error::Prepared { .. })), "{name}");
+        assert!(matches!(found, Err(gpt2_burn::Error::Packed { .. })), "{name}");
     }
 }
 
@@ -267,10 +267,10 @@ fn other_formats_are_near_f32() {
     let target = embedded(gpt2_burn_pair::TARGET);
     let prompt: Vec<u32> = prompts()[0].clone();
     let reference = logits_of(&target.load(&cpu(), DType::F32).unwrap(), &prompt);
-    let spread = reference.iter().flatten().fold(0.0_f32, |most, logit| most.max(logit.abs()));
+    let spread = reference.iter().flatten().fold(0.0_f32, |max, logit| max.max(logit.abs()));
     for (name, device) in devices() {
-        for (format, most) in [(WeightFormat::F16, 0.01), (WeightFormat::Bf16, 0.05), (WeightFormat::Int8, 0.05)] {
-            let model = match target.load_prepared(&device, format) {
+        for (format, max) in [(WeightFormat::F16, 0.01), (WeightFormat::Bf16, 0.05), (WeightFormat::Int8, 0.05)] {
+            let model = match target.load_packed(&device, format) {
                 Ok(model) => model,
                 Err(error) => {
                     skipped(&format!("{format:?} on {name}: {error}"));
@@ -289,7 +289,7 @@ fn other_formats_are_near_f32() {
                 let pairs = found.iter().flatten().zip(reference.iter().flatten());
                 let worst = common::largest(pairs.map(|(found, expected)| (found - expected).abs()));
                 assert!(
-                    found.len() == reference.len() && worst < most * spread,
+                    found.len() == reference.len() && worst < max * spread,
                     "{format:?} on {name}: {worst} of {spread}"
                 );
             }

@@ -59,7 +59,7 @@ fn a_completion_does_not_depend_on_its_company() {
             let alone = ids_of(&generator, &sampled(std::slice::from_ref(prompt), 3));
             assert_eq!(alone, together[3 * index..][..3], "{decoder}");
             for sample in 0..3 {
-                let stream = GenerateRequest { first_stream: sample, ..sampled(std::slice::from_ref(prompt), 1) };
+                let stream = GenerateRequest { first_rng_stream: sample, ..sampled(std::slice::from_ref(prompt), 1) };
                 assert_eq!(ids_of(&generator, &stream), together[3 * index + sample as usize..][..1], "{decoder}");
             }
         }
@@ -207,7 +207,7 @@ fn log_probabilities_are_those_of_the_model() {
         let all = log_softmax(&common::logits_of(generator.model(), &ids).pop().unwrap());
         assert!((logprobs.chosen - all[*id as usize]).abs() < 1e-4);
         assert_eq!(logprobs.top.len(), 3);
-        assert_eq!(logprobs.top[0].0, *id, "greedy chooses the likeliest");
+        assert_eq!(logprobs.top[0].0, *id, "greedy chooses the most likely");
         assert!(logprobs.top.is_sorted_by(|left, right| left.1 >= right.1));
         ids.push(*id);
     }

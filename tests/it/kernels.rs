@@ -1,4 +1,4 @@
-//! A prepared model computes the same, with the same bits whatever it is computed with.
+//! A packed model computes the same, with the same bits whatever it is computed with.
 
 use crate::common::{
     self, DECODERS, Expected, STORAGES, device, greedy, ids_of, load, logits_of, random_model, rows, small_config,
@@ -12,9 +12,9 @@ use gpt2_burn::{
 };
 use proptest::prelude::*;
 
-fn prepared(model: &Gpt2, format: WeightFormat) -> Gpt2 {
-    let model = model.clone().prepare(format).unwrap();
-    assert!(model.is_prepared());
+fn packed(model: &Gpt2, format: WeightFormat) -> Gpt2 {
+    let model = model.clone().pack(format).unwrap();
+    assert!(model.is_packed());
     model
 }
 
@@ -28,7 +28,7 @@ fn largest_difference(left: &[Vec<f32>], right: &[Vec<f32>]) -> f32 {
 fn recorded_logits_losses_and_greedy_ids_are_met() {
     for name in ["hf-tiny", "hf-tiny-untied"] {
         let expected = Expected::read(&format!("{name}/expected.json"));
-        let model = prepared(&load(common::fixture(name)), WeightFormat::F32);
+        let model = packed(&load(common::fixture(name)), WeightFormat::F32);
         let (logit, loss) = expected.differences(&model);
         assert!(logit < 1e-4 && loss < 1e-5, "{name}: {logit}, {loss}");
         for decoder in DECODERS {
@@ -43,11 +43,11 @@ fn halves_are_met_within_their_precision() {
     let expected = Expected::read("hf-tiny/expected.json");
     let model = load(common::fixture("hf-tiny"));
     for (format, within) in [(WeightFormat::F16, 6e-3), (WeightFormat::Bf16, 5e-2)] {
-        let (logit, _) = expected.differences(&prepared(&model, format));
+        let (logit, _) = expected.differences(&packed(&model, format));
         assert!(logit > 0.0 && logit < within, "{format:?}: {logit}");
     }
     // A file in half precision, computed in f32.
-    let half = prepared(&load(common::fixture("hf-tiny-f16")), WeightFormat::F32);
+    let half = packed(&load(common::fixture("hf-tiny-f16")), WeightFormat::F32);
     assert!(expected.differences(&half).0 < 6e-3);
 }
 
@@ -56,10 +56,10 @@ fn eight_bits_are_near_and_the_same_bits_from_every_decoder() {
     for tie_word_embeddings in [true, false] {
         // Wide enough for several groups of weights, the last of them short.
         let model = random_model(Gpt2Config { n_embd: 144, n_positions: 64, tie_word_embeddings, ..small_config() });
-        let fast = prepared(&model, WeightFormat::Int8);
+        let fast = packed(&model, WeightFormat::Int8);
         let text: Vec<u32> = (0..30).map(|n| (n * 7 + n * n) % 61).collect();
         let (logits, expected) = (logits_of(&fast, &text), logits_of(&model, &text));
-        let spread = expected.iter().flatten().fold(0.0_f32, |most, x| most.max(x.abs()));
+        let spread = expected.iter().flatten().fold(0.0_f32, |max, x| max.max(x.abs()));
         let difference = largest_difference(&logits, &expected);
         assert!(difference > 0.0 && difference < 0.05 * spread, "{difference} of {spread}");
 
@@ -78,9 +78,9 @@ fn a_model_packed_as_it_is_read_is_the_model_packed_afterwards() {
     let files = ["hf-tiny", "hf-tiny-untied", "hf-tiny-f16", "hf-tiny-sharded", "hf-tiny-bin", "nanogpt-tiny.pt"];
     for (file, format) in files.into_iter().flat_map(|file| formats.map(|format| (file, format))) {
         let checkpoint = Checkpoint::open(common::fixture(file)).unwrap();
-        let as_read = checkpoint.load_prepared(&device(), format).unwrap();
-        assert!(as_read.is_prepared());
-        let afterwards = prepared(&load(common::fixture(file)), format);
+        let as_read = checkpoint.load_packed(&device(), format).unwrap();
+        assert!(as_read.is_packed());
+        let afterwards = packed(&load(common::fixture(file)), format);
         let bits = |model: &Gpt2| -> Vec<u32> {
             logits_of(model, &[1, 2, 3, 4, 5]).iter().flatten().map(|x| x.to_bits()).collect()
         };
@@ -91,12 +91,12 @@ fn a_model_packed_as_it_is_read_is_the_model_packed_afterwards() {
 #[test]
 fn eight_bits_without_kernels_are_an_error() {
     let device = device().autodiff();
-    let error = small_config().init(&device).unwrap().prepare(WeightFormat::Int8).unwrap_err();
+    let error = small_config().init(&device).unwrap().pack(WeightFormat::Int8).unwrap_err();
     assert!(matches!(&error, Error::Device(_)) && error.to_string().contains("Int8"), "{error}");
     let checkpoint = Checkpoint::open(common::fixture("hf-tiny")).unwrap();
-    let error = checkpoint.load_prepared(&device, WeightFormat::Int8).unwrap_err();
+    let error = checkpoint.load_packed(&device, WeightFormat::Int8).unwrap_err();
     assert!(matches!(error, Error::Device(_)), "{error}");
-    assert!(!checkpoint.load_prepared(&device, WeightFormat::F32).unwrap().is_prepared());
+    assert!(!checkpoint.load_packed(&device, WeightFormat::F32).unwrap().is_packed());
 }
 
 fn config() -> impl Strategy<Value = Gpt2Config> {
@@ -128,7 +128,7 @@ proptest! {
         cut in any::<usize>(),
     ) {
         let model = random_model(config.clone());
-        let fast = prepared(&model, WeightFormat::F32);
+        let fast = packed(&model, WeightFormat::F32);
         let id = |id: &u32| id % config.vocab_size as u32;
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| text.iter().map(id).collect()).collect();
         let expected: Vec<_> = texts.iter().map(|text| logits_of(&model, text)).collect();
@@ -161,7 +161,7 @@ proptest! {
 #[test]
 fn threads_do_not_change_a_bit() {
     let config = Gpt2Config { vocab_size: 3_000, n_positions: 80, n_embd: 256, n_head: 4, ..small_config() };
-    let model = prepared(&random_model(config), WeightFormat::F32);
+    let model = packed(&random_model(config), WeightFormat::F32);
     let text: Vec<u32> = (0..70).map(|n| (n * n * 31 + n * 7) % 3_000).collect();
     let bits = || -> Vec<u32> { logits_of(&model, &text).iter().flatten().map(|x| x.to_bits()).collect() };
     let expected = bits();
@@ -177,29 +177,29 @@ fn threads_do_not_change_a_bit() {
 }
 
 #[test]
-fn a_prepared_model_is_not_changed_any_more() {
+fn a_packed_model_is_not_changed_any_more() {
     let model = random_model(small_config());
-    let fast = prepared(&model, WeightFormat::F16);
+    let fast = packed(&model, WeightFormat::F16);
     assert_eq!(fast.dtype(), DType::F32, "of what is computed");
     let folder = tempfile::tempdir().unwrap();
-    assert!(matches!(fast.save(folder.path(), SaveOptions::default()), Err(Error::Prepared { .. })));
-    assert!(matches!(fast.clone().cast(DType::F16), Err(Error::Prepared { .. })));
-    assert!(matches!(fast.clone().prepare(WeightFormat::F32), Err(Error::Prepared { .. })));
+    assert!(matches!(fast.save(folder.path(), SaveOptions::default()), Err(Error::Packed { .. })));
+    assert!(matches!(fast.clone().cast(DType::F16), Err(Error::Packed { .. })));
+    assert!(matches!(fast.clone().pack(WeightFormat::F32), Err(Error::Packed { .. })));
     assert!(fast.with_determinism(true).is_ok());
-    assert!(!model.is_prepared() && model.num_params() == model.config().num_params(), "a clone is as it was");
+    assert!(!model.is_packed() && model.num_params() == model.config().num_params(), "a clone is as it was");
 }
 
 #[test]
-fn a_prepared_model_that_is_moved_to_train_is_an_error() {
+fn a_packed_model_that_is_moved_to_train_is_an_error() {
     for tie_word_embeddings in [true, false] {
         let model = random_model(Gpt2Config { tie_word_embeddings, ..small_config() });
-        let moved = prepared(&model, WeightFormat::F32).train();
+        let moved = packed(&model, WeightFormat::F32).train();
         let tokens = TokenBatch::new(&[[1_u32, 2]], &moved).unwrap();
         let mut cache = moved.cache(CacheStorage::Growing, 1, 8).unwrap();
         let error = moved.forward(&tokens, &mut cache, Logits::All).unwrap_err();
-        assert!(matches!(error, Error::Prepared { .. }), "{error}");
+        assert!(matches!(error, Error::Packed { .. }), "{error}");
     }
-    let model = prepared(&random_model(small_config()), WeightFormat::F32);
+    let model = packed(&random_model(small_config()), WeightFormat::F32);
     let hidden = gpt2_burn::burn::tensor::Tensor::<2>::zeros([1, 24], (&device(), DType::F16));
     assert!(matches!(model.head(hidden), Err(Error::Mismatch { .. })));
 }
@@ -207,8 +207,8 @@ fn a_prepared_model_that_is_moved_to_train_is_an_error() {
 #[test]
 fn a_model_that_trains_is_only_cast() {
     let config = small_config();
-    let model = config.init(&device().autodiff()).unwrap().prepare(WeightFormat::F32).unwrap();
-    assert!(!model.is_prepared());
+    let model = config.init(&device().autodiff()).unwrap().pack(WeightFormat::F32).unwrap();
+    assert!(!model.is_packed());
     assert_eq!(logits_of(&model, &[1, 2, 3])[0].len(), config.vocab_size);
     let mut cache = model.cache(CacheStorage::Growing, 1, 8).unwrap();
     let tokens = TokenBatch::new(&[[1_u32, 2]], &model).unwrap();
@@ -216,14 +216,14 @@ fn a_model_that_trains_is_only_cast() {
     assert!(model.wte.weight.grad(&grads).is_some());
 }
 
-/// More rows than go through all layers at once, of unequal length: part after part, to the same bits as each row by itself.
+/// More rows than go through all layers at once, of unequal length: chunk after chunk, to the same bits as each row by itself.
 #[test]
-fn prompts_that_are_computed_in_parts_are_the_same() {
-    let model = prepared(&random_model(small_config()), WeightFormat::F32);
+fn prompts_that_are_computed_in_chunks_are_the_same() {
+    let model = packed(&random_model(small_config()), WeightFormat::F32);
     let prompts: Vec<Vec<u32>> =
         (0..60).map(|row| (0..14 + row % 11).map(|n| (row * 7 + n * 5) % 61).collect()).collect();
-    let most = gpt2_burn::backends::most_rows(&device(), 72).unwrap();
-    assert!(prompts.len() * 14 > most, "they would fit at once");
+    let max = gpt2_burn::backends::max_rows(&device(), 72).unwrap();
+    assert!(prompts.len() * 14 > max, "they would fit at once");
     let mut cache = model.cache(CacheStorage::Preallocated, prompts.len(), 24).unwrap();
     let logits = model.forward(&TokenBatch::new(&prompts, &model).unwrap(), &mut cache, Logits::All).unwrap();
     let logits = rows(logits);
@@ -241,7 +241,7 @@ fn logits_that_are_not_wanted_change_no_bit_of_those_that_are() {
     // Queries end in the midst of a tile of the packed matrix, or where one does.
     for (n_embd, format) in [(24, WeightFormat::F32), (64, WeightFormat::F32), (64, WeightFormat::Int8)] {
         let config = Gpt2Config { n_positions: 700, n_embd, n_head: 4, ..small_config() };
-        check_wanted(&prepared(&random_model(config), format));
+        check_wanted(&packed(&random_model(config), format));
     }
 }
 

@@ -57,7 +57,7 @@ fn samplings() -> impl Strategy<Value = Sampling> {
     let top_k = proptest::option::of(prop_oneof![10 => 1_usize..70, 1 => sizes()]);
     (temperature, top_k, number(0.01..1.0), number(0.0..1.0), number(0.5..2.0)).prop_map(
         |(temperature, top_k, top_p, min_p, repetition_penalty)| {
-            // What filters anything makes every step another one; a device decodes ahead only without.
+            // What filters anything makes every step another one; multi-step decoding is only without.
             let (top_p, repetition_penalty) = if top_p < 0.5 { (1.0, 1.0) } else { (top_p, repetition_penalty) };
             Sampling { temperature, top_k, top_p, min_p, repetition_penalty }
         },
@@ -76,14 +76,15 @@ fn requests() -> impl Strategy<Value = GenerateRequest> {
     let rest = (any::<u64>(), any::<u64>(), any::<bool>(), proptest::option::of(sizes()));
     (prompts(), sizes(), samplings(), sizes(), rest, prop_oneof![5 => Just(Stop::default()), 1 => stop], end).prop_map(
         |(prompts, max_new_tokens, sampling, num_samples, rest, stop, on_context_end)| {
-            let (seed, first_stream, keep_generated, logprobs) = rest;
+            let (seed, first_rng_stream, cache_generated, logprobs) = rest;
             let num_samples = num_samples.max(usize::from(seed % 16 > 0));
             let max_new_tokens = max_new_tokens.max(usize::from(seed % 32 < 28));
             let mut request = GenerateRequest::new(prompts);
             request.max_new_tokens = max_new_tokens;
             request.sampling = sampling;
             request.num_samples = num_samples;
-            (request.seed, request.first_stream, request.keep_generated) = (seed, first_stream, keep_generated);
+            (request.seed, request.first_rng_stream, request.cache_generated) =
+                (seed, first_rng_stream, cache_generated);
             (request.logprobs, request.stop, request.on_context_end) = (logprobs, stop, on_context_end);
             request
         },
@@ -96,7 +97,7 @@ struct Setup {
     decoder: usize,
     draft: usize,
     draft_len: Option<usize>,
-    is_prepared: bool,
+    is_packed: bool,
     is_growing: bool,
     is_half: bool,
     /// Bytes of a cache of prefixes, if there is one.
@@ -106,9 +107,9 @@ struct Setup {
 }
 
 /// The simplest, with this decoder.
-fn setup(decoder: usize, is_prepared: bool, limit: usize) -> Setup {
+fn setup(decoder: usize, is_packed: bool, limit: usize) -> Setup {
     let (is_growing, is_half, prefixes, has_tokenizer) = (false, false, None, false);
-    Setup { decoder, draft: 1, draft_len: None, is_prepared, is_growing, is_half, prefixes, has_tokenizer, limit }
+    Setup { decoder, draft: 1, draft_len: None, is_packed, is_growing, is_half, prefixes, has_tokenizer, limit }
 }
 
 fn setups() -> impl Strategy<Value = Setup> {
@@ -117,9 +118,9 @@ fn setups() -> impl Strategy<Value = Setup> {
     let prefixes = prop_oneof![Just(None), Just(Some(0)), Just(Some(1 << 20))];
     let draft = (0_usize..5, proptest::option::of(sizes()));
     (0_usize..4, draft, yes(), yes(), yes(), prefixes, yes(), limit).prop_map(
-        |(decoder, (draft, draft_len), is_prepared, is_growing, is_half, prefixes, has_tokenizer, limit)| {
+        |(decoder, (draft, draft_len), is_packed, is_growing, is_half, prefixes, has_tokenizer, limit)| {
             let prefixes = prefixes.filter(|_| decoder > 0);
-            Setup { decoder, draft, draft_len, is_prepared, is_growing, is_half, prefixes, has_tokenizer, limit }
+            Setup { decoder, draft, draft_len, is_packed, is_growing, is_half, prefixes, has_tokenizer, limit }
         },
     )
 }
@@ -132,8 +133,8 @@ fn letters() -> Tokenizer {
 }
 
 fn generator(model: &Gpt2, setup: Setup) -> Generator {
-    let model = match setup.is_prepared {
-        true => model.clone().prepare(WeightFormat::F32).unwrap(),
+    let model = match setup.is_packed {
+        true => model.clone().pack(WeightFormat::F32).unwrap(),
         false => model.clone(),
     };
     let draft_len = setup.draft_len.map_or(DraftLen::Auto, DraftLen::Fixed);
@@ -148,7 +149,7 @@ fn generator(model: &Gpt2, setup: Setup) -> Generator {
         }
     };
     let draft = match setup.draft {
-        0 => Draft::Ngram(Ngram { longest: usize::MAX, shortest: 1 }),
+        0 => Draft::Ngram(Ngram { max_len: usize::MAX, min_len: 1 }),
         1 => Draft::Model(model.clone()),
         2 => Draft::EarlyExit { layers: 1 },
         3 => Draft::Scripted(Scripted::new([vec![3; 20], vec![4; 5]], 0.5).with_model(model.clone())),
@@ -181,8 +182,8 @@ fn random_requests_give_a_result_or_an_error_within_their_limit() {
     alone(|| {
         let model = random_model(Gpt2Config { eos_token_id: vec![5], ..small_config() });
         // What is made once.
-        for (decoder, is_prepared) in (0..4).flat_map(|decoder| [(decoder, false), (decoder, true)]) {
-            run(&generator(&model, setup(decoder, is_prepared, 1 << 30)), &greedy(&[vec![1, 2, 3]], 5)).unwrap();
+        for (decoder, is_packed) in (0..4).flat_map(|decoder| [(decoder, false), (decoder, true)]) {
+            run(&generator(&model, setup(decoder, is_packed, 1 << 30)), &greedy(&[vec![1, 2, 3]], 5)).unwrap();
         }
         let (mut done, mut refused) = (0, 0);
         let config = contextualize_config(ProptestConfig::with_cases(400));
@@ -203,9 +204,9 @@ fn random_requests_give_a_result_or_an_error_within_their_limit() {
                 Err(error) => {
                     refused += usize::from(matches!(error, Error::OutOfMemory { .. }));
                     // An error may come from the midst of a text; one of memory comes before everything.
-                    let most =
+                    let max =
                         if matches!(error, Error::OutOfMemory { .. }) { 1 << 20 } else { setup.limit.max(1 << 20) };
-                    prop_assert!(peak <= most, "{error}: {peak} bytes, the limit is {}", setup.limit);
+                    prop_assert!(peak <= max, "{error}: {peak} bytes, the limit is {}", setup.limit);
                 }
             }
             Ok(())
@@ -225,11 +226,11 @@ fn random_requests_give_a_result_or_an_error_within_their_limit() {
 fn a_request_is_not_refused_for_much_more_than_it_takes() {
     alone(|| {
         let model = random_model(Gpt2Config { n_positions: 256, n_embd: 96, n_layer: 4, ..small_config() });
-        for is_prepared in [true, false] {
+        for is_packed in [true, false] {
             for (decoder, samples) in [(1, 40), (2, 40), (2, 1)] {
                 let prompts: Vec<Vec<u32>> = (0..if samples > 1 { 2 } else { 60 }).map(|row| vec![row; 100]).collect();
                 let request = GenerateRequest { num_samples: samples, ..greedy(&prompts, 100) };
-                let generator = generator(&model, setup(decoder, is_prepared, 1 << 20));
+                let generator = generator(&model, setup(decoder, is_packed, 1 << 20));
                 let Err(Error::OutOfMemory { bytes, .. }) = generator.complete(&request) else {
                     panic!("it needs some")
                 };
@@ -238,7 +239,7 @@ fn a_request_is_not_refused_for_much_more_than_it_takes() {
                 assert_eq!(output.unwrap().completions.len(), prompts.len() * samples);
                 let ratio = bytes as f64 / peak as f64;
                 println!(
-                    "decoder {decoder}, prepared: {is_prepared}, {samples} samples: {bytes} bytes for {peak}, {ratio:.2} x"
+                    "decoder {decoder}, packed: {is_packed}, {samples} samples: {bytes} bytes for {peak}, {ratio:.2} x"
                 );
                 assert!((1.0..3.0).contains(&ratio), "{bytes} bytes were reckoned, {peak} taken: {ratio:.2} x");
             }
@@ -331,10 +332,10 @@ fn random_calls_to_a_cache_give_a_result_or_an_error_within_its_limit() {
             for call in &calls {
                 let before = cache.lens().to_vec();
                 let (result, taken) = peak(|| apply(&model, &mut cache, call));
-                let most = limit.get().unwrap();
-                prop_assert!(cache.bytes().reserved <= most, "{call:?}: {:?}", cache.bytes());
+                let max = limit.get().unwrap();
+                prop_assert!(cache.bytes().reserved <= max, "{call:?}: {:?}", cache.bytes());
                 // The cache anew, and what a forward takes, or copies of some layers, besides.
-                prop_assert!(taken <= 2 * most + (1 << 20), "{call:?}: {taken} bytes, the limit is {most}");
+                prop_assert!(taken <= 2 * max + (1 << 20), "{call:?}: {taken} bytes, the limit is {max}");
                 if result.is_err() {
                     prop_assert_eq!(cache.lens(), &before[..], "{:?}: an error leaves it as it was", call);
                 }

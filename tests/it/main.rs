@@ -24,6 +24,7 @@ mod prefix_file;
 mod shared_data;
 mod speculative;
 mod speculative_sampling;
+mod words;
 
 /// Counts what is allocated, for the tests in `limits`.
 #[global_allocator]

@@ -49,7 +49,7 @@ fn a_wrong_token_is_found_where_it_is() {
 fn the_same_weights_in_another_type_drift_and_other_weights_are_found() {
     let (model, text) = (random_model(small_config()), [1, 2, 3, 4, 5, 6, 7]);
     assert_eq!(logit_drift(&model, &model, &text).unwrap(), 0.0);
-    let rounded = random_model(small_config()).prepare(WeightFormat::F16).unwrap();
+    let rounded = random_model(small_config()).pack(WeightFormat::F16).unwrap();
     let drift = logit_drift(&model, &rounded, &text).unwrap();
     let worst = |a: Vec<Vec<f32>>, b: Vec<Vec<f32>>| {
         let pairs = a.concat().into_iter().zip(b.concat());
@@ -146,10 +146,10 @@ fn a_models_bytes_are_those_of_its_weights_as_they_are_held() {
         let packed = 2 * (4 * 32 * 32 + 2 * 32 * 128) + 64 * 32;
         let model = || random_model(config.clone());
         assert_eq!(model().bytes(), 4 * params);
-        assert_eq!(model().prepare(WeightFormat::F32).unwrap().bytes(), 4 * params);
-        let half = model().prepare(WeightFormat::F16).unwrap();
+        assert_eq!(model().pack(WeightFormat::F32).unwrap().bytes(), 4 * params);
+        let half = model().pack(WeightFormat::F16).unwrap();
         // A token embedding that is not the head is halved too.
         let halved = if tie_word_embeddings { packed } else { packed + 64 * 32 };
-        assert_eq!(half.bytes(), if half.is_prepared() { 4 * params - 2 * halved } else { 2 * params });
+        assert_eq!(half.bytes(), if half.is_packed() { 4 * params - 2 * halved } else { 2 * params });
     }
 }

@@ -42,15 +42,15 @@ fn load_and_measure(path: &Path) {
 fn pack_and_measure(path: &Path, format: WeightFormat) {
     let before = resident();
     assert!(reset_peak_memory());
-    let model = Checkpoint::open(path).unwrap().load_prepared(&device(), format).unwrap();
+    let model = Checkpoint::open(path).unwrap().load_packed(&device(), format).unwrap();
     let taken = (process_memory().unwrap().peak - before) as f64;
     let bytes = if format == WeightFormat::Int8 { 1.0 + 2.0 / 64.0 } else { format.float().size() as f64 };
     let weights = model.config().num_params() as f64 * bytes;
     assert!(taken > weights / 2.0, "{taken} bytes cannot hold {weights} bytes of weights");
     println!("{} packed as {format:?}: {:.3} x the weights", path.display(), taken / weights);
-    // Eight bits are made of pieces of 4 MB in f32, much beside the 29 MB of this model.
-    let most = if format == WeightFormat::Int8 { 1.5 } else { 1.2 };
-    assert!(taken < most * weights, "{} as {format:?}: {taken} bytes for {weights}", path.display());
+    // Eight bits are made of chunks of 4 MB in f32, much beside the 29 MB of this model.
+    let max = if format == WeightFormat::Int8 { 1.5 } else { 1.2 };
+    assert!(taken < max * weights, "{} as {format:?}: {taken} bytes for {weights}", path.display());
 }
 
 #[test]
@@ -95,15 +95,15 @@ fn resident_memory_is_flat_over_900_preallocated_steps() {
         let mut cache = model.cache(CacheStorage::Preallocated, 4, 910).unwrap();
         assert_eq!(cache.bytes().reserved, 2 * 4 * 4 * 910 * 256 * 4);
         (0..10).for_each(|id| step(&model, &mut cache, id));
-        let (mut least, mut most) = (resident(), resident());
+        let (mut least, mut max) = (resident(), resident());
         for id in 10..910 {
             step(&model, &mut cache, id % 61);
-            (least, most) = (least.min(resident()), most.max(resident()));
+            (least, max) = (least.min(resident()), max.max(resident()));
         }
         assert_eq!(cache.len(3), 910);
-        let growth = most as f64 / least as f64 - 1.0;
-        assert!(growth < 0.02, "from {least} to {most} bytes");
-        println!("{:.1} MB resident, {:.2}% more or less", most as f64 / 1e6, growth * 100.0);
+        let growth = max as f64 / least as f64 - 1.0;
+        assert!(growth < 0.02, "from {least} to {max} bytes");
+        println!("{:.1} MB resident, {:.2}% more or less", max as f64 / 1e6, growth * 100.0);
     });
 }
 
@@ -137,7 +137,7 @@ fn prefixed_prompt(n: usize) -> Vec<u32> {
 fn a_cache_of_prefixes_takes_its_budget_and_no_more() {
     alone_with(&[THREADS], || {
         let model = random_model(Gpt2Config { n_positions: 128, n_embd: 128, n_head: 4, n_layer: 4, ..small_config() });
-        let model = model.prepare(WeightFormat::F32).unwrap();
+        let model = model.pack(WeightFormat::F32).unwrap();
         let prompts: Vec<Vec<u32>> = (0..2000).map(prefixed_prompt).collect();
         let prefixes: BTreeSet<&[u32]> = prompts.iter().flat_map(|ids| (1..=ids.len()).map(|n| &ids[..n])).collect();
         let needed = prefixes.len() * 2 * 4 * 128 * 4;
@@ -152,11 +152,11 @@ fn a_cache_of_prefixes_takes_its_budget_and_no_more() {
         let nothing = Generator::new(plain.model().clone()).with_prefix_cache(&PrefixCache::new(0)).unwrap();
         prompts[..200].iter().for_each(|prompt| assert_eq!(ids(&nothing, prompt), ids(&plain, prompt)));
         let before = resident();
-        let mut most = before;
+        let mut max = before;
         for (n, prompt) in prompts.iter().enumerate() {
             let found = ids(&shared, prompt);
             assert!(cache.bytes() <= cache.budget(), "{} of {} bytes", cache.bytes(), cache.budget());
-            most = most.max(resident());
+            max = max.max(resident());
             if n % 10 == 0 {
                 assert_eq!(found, ids(&plain, prompt), "prompt {n}");
             }
@@ -166,7 +166,7 @@ fn a_cache_of_prefixes_takes_its_budget_and_no_more() {
         assert!(cache.bytes() > cache.budget() * 8 / 10);
         // What one request may take besides: its cache, and the segments that it puts in before others go.
         let request = 2 * 101 * 2 * 4 * 128 * 4;
-        let growth = (most - before - request) as f64 / cache.budget() as f64;
+        let growth = (max - before - request) as f64 / cache.budget() as f64;
         let budget = cache.budget() as f64 / 1e6;
         println!(
             "{growth:.3} x the budget of {budget:.1} MB besides a request, hit rate {:.3}: {stats:?}",

@@ -214,7 +214,7 @@ fn a_forward_without_a_cache_is_that_with_an_empty_one() {
     for config in [small_config(), Gpt2Config { tie_word_embeddings: false, ..small_config() }] {
         let plain = random_model(config);
         let deterministic = plain.clone().with_determinism(true).unwrap();
-        let packed = plain.clone().prepare(gpt2_burn::WeightFormat::F32).unwrap();
+        let packed = plain.clone().pack(gpt2_burn::WeightFormat::F32).unwrap();
         for model in [plain, deterministic, packed] {
             let tokens = TokenBatch::new(&texts, &model).unwrap();
             let mut cache = model.cache(CacheStorage::Preallocated, 3, 10).unwrap();

@@ -9,7 +9,7 @@ use gpt2_burn_pair::{CARD, DRAFT, HELD_OUT, Model, TARGET};
 
 fn load(model: &Model) -> Gpt2 {
     let model = Checkpoint::from_bytes(model.config, model.weights).unwrap().load(&device(), DType::F32).unwrap();
-    model.prepare(WeightFormat::F32).unwrap()
+    model.pack(WeightFormat::F32).unwrap()
 }
 
 /// The figures of a line of the card's table: the target's and the draft's.
@@ -59,15 +59,15 @@ fn fewer_bits_cost_little() {
     let ids = Tokenizer::from_bytes(TARGET.tokenizer).unwrap().encode(HELD_OUT).unwrap();
     let loss = |format| {
         let checkpoint = Checkpoint::from_bytes(TARGET.config, TARGET.weights).unwrap();
-        let model = checkpoint.load_prepared(&device(), format).unwrap();
+        let model = checkpoint.load_packed(&device(), format).unwrap();
         model.perplexity(&ids, model.config().n_positions, |_| {}).unwrap().loss
     };
     let exact = loss(WeightFormat::F32);
     // The file holds halves.
     assert_eq!(loss(WeightFormat::F16), exact);
-    for (format, most) in [(WeightFormat::Bf16, 0.001), (WeightFormat::Int8, 0.01)] {
+    for (format, max) in [(WeightFormat::Bf16, 0.001), (WeightFormat::Int8, 0.01)] {
         let more = loss(format) / exact - 1.0;
-        assert!(more != 0.0 && more < most, "{format:?}: {:.3}% more loss", 100.0 * more);
+        assert!(more != 0.0 && more < max, "{format:?}: {:.3}% more loss", 100.0 * more);
     }
 }
 
@@ -92,8 +92,8 @@ fn transformers_computes_the_same_with_the_files() {
             let worst = differences.fold(0.0, f32::max);
             assert!(logits.len() == expected.len() && worst < 1e-3, "{name}: logits differ by {worst}");
         }
-        let longest = recorded.prompts.last().unwrap();
-        let loss = model.perplexity(longest, model.config().n_positions, |_| {}).unwrap().loss;
+        let max_len = recorded.prompts.last().unwrap();
+        let loss = model.perplexity(max_len, model.config().n_positions, |_| {}).unwrap().loss;
         assert!((loss - recorded.loss).abs() < 1e-4, "{name}: {loss} and {}", recorded.loss);
         let generator = Generator::new(model);
         assert_eq!(ids_of(&generator, &greedy(&recorded.prompts, 40)), recorded.greedy, "{name}");

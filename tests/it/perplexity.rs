@@ -38,8 +38,8 @@ fn agreement_is_what_the_two_distributions_say() {
         for position in 1..ids.len() {
             let start = (0..position).step_by(stride).find(|start| position <= start + 16).unwrap();
             let logits = [&target, &draft].map(|model| logits_of(model, &ids[start..position]).pop().unwrap());
-            let likeliest = |logits: &[f32]| (0..61).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
-            greedy += usize::from(likeliest(&logits[0]) == likeliest(&logits[1]));
+            let argmax = |logits: &[f32]| (0..61).rev().max_by(|a, b| logits[*a].total_cmp(&logits[*b]));
+            greedy += usize::from(argmax(&logits[0]) == argmax(&logits[1]));
             let [p, q] = logits.map(|logits| log_softmax(&logits));
             sampled += p.iter().zip(&q).map(|(p, q)| p.exp().min(q.exp())).sum::<f64>();
         }

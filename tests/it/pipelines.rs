@@ -2,7 +2,7 @@
 //! and a device may refuse to capture beside other work.
 
 use crate::common::{alone, devices, greedy, skipped};
-use gpt2_burn::backends::{Ahead, CapturedStep, advance};
+use gpt2_burn::backends::{CapturedStep, DecodeState, advance};
 use gpt2_burn::burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use gpt2_burn::generate::Generator;
 use gpt2_burn::{CacheStorage, Checkpoint, Logits, TokenBatch, WeightFormat, backends};
@@ -14,7 +14,7 @@ fn a_growing_sequence_compiles_nothing_new() {
         let target = gpt2_burn_pair::TARGET;
         for (name, device) in devices() {
             let checkpoint = Checkpoint::from_bytes(target.config, target.weights).unwrap();
-            let model = checkpoint.load_prepared(&device, WeightFormat::F32).unwrap();
+            let model = checkpoint.load_packed(&device, WeightFormat::F32).unwrap();
             let mut cache = model.cache(CacheStorage::Preallocated, 2, 420).unwrap();
             let mut step = || {
                 let tokens = TokenBatch::new(&[[3], [4]], &model).unwrap();
@@ -31,22 +31,22 @@ fn a_growing_sequence_compiles_nothing_new() {
             let tokens = TokenBatch::new(&[[3], [4]], &model).unwrap();
             let (_, copying) = backends::kernels_launched(|| model.forward(&tokens, &mut cache, Logits::Last).unwrap());
             drop(somebody);
-            assert_eq!(copying.difference(&others).count() > 0, backends::runs_ahead(&device), "{name}");
+            assert_eq!(copying.difference(&others).count() > 0, backends::is_asynchronous(&device), "{name}");
 
-            // The same for what generation makes of it, which runs ahead.
+            // The same for what generation makes of it, which decodes several steps at once.
             let generator = Generator::new(model);
             let prompts = [vec![3_u32; 12], vec![4; 12]];
             let run = |new: usize| {
-                backends::kernels_launched(|| generator.complete(&greedy(&prompts, new)).unwrap().report.steps_ahead)
+                backends::kernels_launched(|| generator.complete(&greedy(&prompts, new)).unwrap().report.multi_steps)
             };
             let ((few, some), (many, all)) = (run(24), run(400));
             assert!(all.is_subset(&some), "{name}: {} kernels for 24 tokens, {} for 400", some.len(), all.len());
             assert_eq!(
                 (few > 16, many > 390),
-                (backends::runs_ahead(&device), backends::runs_ahead(&device)),
+                (backends::is_asynchronous(&device), backends::is_asynchronous(&device)),
                 "{name}"
             );
-            if backends::runs_ahead(&device) {
+            if backends::is_asynchronous(&device) {
                 assert!((5..30).contains(&first.len()), "{name}: {} kernels", first.len());
             } else {
                 assert!(first.is_empty());
@@ -62,7 +62,7 @@ struct Cache {
 }
 
 impl Cache {
-    /// Of two rows, whose likeliest tokens are 3 and 1.
+    /// Of two rows, whose most likely tokens are 3 and 1.
     fn new(device: &Device) -> Self {
         let logits = TensorData::new(vec![0.0_f32, 1.0, 2.0, 3.0, 0.0, 3.0, 2.0, 1.0], [2, 4]);
         let part = || Tensor::ones([2, 1, 4, 8], (device, DType::F32));
@@ -75,26 +75,30 @@ impl Cache {
 }
 
 /// Before anything was chosen, behind 5 and 8 tokens.
-fn start(device: &Device) -> Ahead {
+fn start(device: &Device) -> DecodeState {
     let ints = |values: [i32; 2]| Tensor::<1, Int>::from_data(values, (device, DType::I32));
     let chosen = TensorData::new(vec![0_i32; 6], [2, 3]);
-    Ahead { ids: ints([0, 0]), past: ints([5, 8]), chosen: Tensor::from_data(chosen, (device, DType::I32)) }
+    DecodeState {
+        ids: ints([0, 0]),
+        context_lens: ints([5, 8]),
+        chosen: Tensor::from_data(chosen, (device, DType::I32)),
+    }
 }
 
 /// In place.
-fn step(_: &(), cache: &mut Cache, state: Ahead) -> Ahead {
+fn step(_: &(), cache: &mut Cache, state: DecodeState) -> DecodeState {
     advance(cache.logits.clone(), state)
 }
 
 /// With keys that go somewhere else.
-fn moving_step(model: &(), cache: &mut Cache, state: Ahead) -> Ahead {
+fn moving_step(model: &(), cache: &mut Cache, state: DecodeState) -> DecodeState {
     cache.layer.0 = cache.layer.0.clone() + 1.0;
     step(model, cache, state)
 }
 
 /// A captured step, and none if this device does not capture, which is said.
 fn captured(name: &str, device: &Device) -> Option<CapturedStep<()>> {
-    if !backends::runs_ahead(device) {
+    if !backends::is_asynchronous(device) {
         return None;
     }
     let mut cache = Cache::new(device);
@@ -115,17 +119,17 @@ fn a_captured_step_is_replayed_where_it_was_captured_and_nowhere_else() {
             for _ in 0..3 {
                 captured.replay().unwrap();
             }
-            let Ahead { ids, past, chosen } = captured.state().clone();
+            let DecodeState { ids, context_lens, chosen } = captured.state().clone();
             assert_eq!(ids.try_into_vec_as::<i32>().unwrap(), [3, 1], "{name}");
-            assert_eq!(past.try_into_vec_as::<i32>().unwrap(), [5 + 2 + 3, 8 + 2 + 3], "{name}");
+            assert_eq!(context_lens.try_into_vec_as::<i32>().unwrap(), [5 + 2 + 3, 8 + 2 + 3], "{name}");
             assert_eq!(chosen.try_into_vec_as::<i32>().unwrap(), [3, 3, 3, 1, 1, 1], "{name}");
             // Another thread has a stream of its own, which would not be in order with this one's.
             let elsewhere = std::thread::spawn(move || (captured.replay(), captured));
             let (refused, captured) = elsewhere.join().unwrap();
             assert!(refused.is_err_and(|error| error.to_string().contains("thread")), "{name}");
             captured.replay().unwrap();
-            let past: Vec<i32> = captured.state().past.clone().try_into_vec_as().unwrap();
-            assert_eq!(past, [11, 14], "{name}");
+            let context_lens: Vec<i32> = captured.state().context_lens.clone().try_into_vec_as().unwrap();
+            assert_eq!(context_lens, [11, 14], "{name}");
         }
     });
 }
@@ -138,7 +142,7 @@ fn a_step_that_did_not_write_in_place_is_not_captured() {
             if captured(&name, &device).is_none() {
                 continue;
             }
-            type Step = fn(&(), &mut Cache, Ahead) -> Ahead;
+            type Step = fn(&(), &mut Cache, DecodeState) -> DecodeState;
             let cases: [(&str, Step, bool); 2] = [("held", step, true), ("moved", moving_step, false)];
             for (what, step, is_held) in cases {
                 let mut cache = Cache::new(&device);
@@ -146,11 +150,11 @@ fn a_step_that_did_not_write_in_place_is_not_captured() {
                 CapturedStep::<()>::prepare(&device).unwrap();
                 for _ in 0..2 {
                     // Somebody holds the lengths, so that they are copied.
-                    let held = is_held.then(|| state.past.clone());
+                    let held = is_held.then(|| state.context_lens.clone());
                     state = step(&(), &mut cache, state);
                     drop(held);
                 }
-                let held = is_held.then(|| state.past.clone());
+                let held = is_held.then(|| state.context_lens.clone());
                 let found = CapturedStep::new(&device, (), &mut cache, state, step, Cache::buffers);
                 drop(held);
                 // Or the device itself refuses to allocate in the midst of it.

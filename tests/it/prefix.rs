@@ -13,7 +13,7 @@ use proptest::prelude::*;
 const ROOM: usize = 1 << 30;
 
 fn model() -> Gpt2 {
-    random_model(small_config()).prepare(WeightFormat::F32).unwrap()
+    random_model(small_config()).pack(WeightFormat::F32).unwrap()
 }
 
 fn with_prefixes(model: &Gpt2, storage: CacheStorage, prefixes: &PrefixCache) -> Generator {
@@ -21,10 +21,10 @@ fn with_prefixes(model: &Gpt2, storage: CacheStorage, prefixes: &PrefixCache) ->
     generator.with_prefix_cache(prefixes).unwrap()
 }
 
-/// Drafts are those of a smaller model, and judged so that ids are those of plain sampling.
+/// Drafts are those of a smaller model, and verified so that ids are those of plain sampling.
 fn speculating(model: &Gpt2, storage: CacheStorage) -> Generator {
     let draft = random_model(Gpt2Config { n_layer: 1, n_embd: 12, ..small_config() });
-    let draft = draft.prepare(WeightFormat::F32).unwrap();
+    let draft = draft.pack(WeightFormat::F32).unwrap();
     let speculation = Speculation { storage, draft_len: DraftLen::Fixed(3), acceptance: Acceptance::Match };
     let generator = Generator::new(model.clone()).with_decoder(Decoder::Speculative(speculation));
     generator.with_draft(Draft::Model(draft)).unwrap()
@@ -89,7 +89,7 @@ proptest! {
         reuse in prop_oneof![3 => Just(Reuse::Radix), 1 => Just(Reuse::Exact)],
         budget in prop_oneof![3 => Just(ROOM), 1 => 0_usize..20_000],
         num_samples in 1_usize..3,
-        keep_generated in any::<bool>(),
+        cache_generated in any::<bool>(),
         deterministic in any::<bool>(),
         speculative in any::<bool>(),
     ) {
@@ -109,7 +109,7 @@ proptest! {
                 sampling: Sampling { top_k: Some(9), ..Sampling::default() },
                 on_context_end,
                 num_samples,
-                keep_generated,
+                cache_generated,
                 logprobs: Some(2),
                 ..greedy(batch, 8)
             };
@@ -122,8 +122,8 @@ proptest! {
             let again = shared.complete(&request).unwrap();
             prop_assert_eq!(&again.completions, &output.completions);
             if budget == ROOM {
-                let distinct = plan.distinct().len();
-                prop_assert_eq!(counts(&again).0, distinct);
+                let unique = plan.unique_prompts().len();
+                prop_assert_eq!(counts(&again).0, unique);
                 prop_assert!(counts(&again).1 > 0 || batch.iter().all(|ids| ids.len() == 1));
             }
         }
@@ -165,7 +165,7 @@ fn a_prompt_is_known_up_to_its_last_token_the_second_time() {
         let count = |ids: &[u32]| counts(&shared.complete(&request(ids)).unwrap());
         assert_eq!(count(&[1, 2, 3, 4, 5, 6]), (6, 0));
         assert_eq!(count(&[1, 2, 3, 4, 5, 6]), (1, 5));
-        assert_eq!(count(&[1, 2, 3, 4]), (1, 3), "a beginning of it, too");
+        assert_eq!(count(&[1, 2, 3, 4]), (1, 3), "a prefix of it, too");
         assert_eq!(count(&[1, 2, 3, 9, 8]), (2, 3), "it parts in the middle of a node");
         assert_eq!(count(&[1, 2, 3, 4, 5, 6, 7]), (1, 6));
         assert_eq!(count(&[1]), (1, 0));
@@ -183,11 +183,11 @@ fn a_prompt_is_known_up_to_its_last_token_the_second_time() {
 #[test]
 fn a_draft_has_prefixes_of_its_own_in_the_same_cache() {
     let prompts = [(1..15).collect::<Vec<u32>>(), (1..12).chain([40, 41]).collect()];
-    for (storage, keep_generated) in STORAGES.into_iter().flat_map(|storage| [(storage, false), (storage, true)]) {
+    for (storage, cache_generated) in STORAGES.into_iter().flat_map(|storage| [(storage, false), (storage, true)]) {
         let prefixes = PrefixCache::new(ROOM);
         let shared = speculating(&model(), storage).with_prefix_cache(&prefixes).unwrap();
         let plain = speculating(&model(), storage);
-        let request = GenerateRequest { keep_generated, ..greedy(&prompts, 8) };
+        let request = GenerateRequest { cache_generated, ..greedy(&prompts, 8) };
         let drafted = |generator: &Generator| {
             let output = generator.complete(&request).unwrap();
             let ids: Vec<Vec<u32>> = output.completions.into_iter().map(|completion| completion.ids).collect();
@@ -203,7 +203,7 @@ fn a_draft_has_prefixes_of_its_own_in_the_same_cache() {
         let target = with_prefixes(&model(), storage, &prefixes);
         assert_eq!(run(&target, &prompts), (2, 25), "without speculation, the target's are the same");
         let tokens = prefixes.held(target.fingerprint().unwrap(), &[&prompts[0][..], &ids[0]].concat());
-        assert_eq!(tokens, if keep_generated { 14 + 7 } else { 14 });
+        assert_eq!(tokens, if cache_generated { 14 + 7 } else { 14 });
     }
 }
 
@@ -233,7 +233,7 @@ fn only_whole_prompts_count_in_the_exact_way() {
     assert_eq!(run(&exact, &prompts), (8, 4), "identical ones are one");
     assert_eq!(run(&exact, &prompts), (2, 10));
     assert_eq!(run(&exact, &[vec![1, 2, 3, 4, 6]]), (5, 0), "a longer one is another");
-    assert_eq!(run(&exact, &[vec![1, 2, 3]]), (3, 0), "and so is a beginning");
+    assert_eq!(run(&exact, &[vec![1, 2, 3]]), (3, 0), "and so is a prefix");
     assert_eq!(run(&exact, &[vec![1, 2, 3]]), (1, 2));
     let stats = prefixes.stats();
     assert_eq!((stats.lookups, stats.hits, stats.found_tokens), (7, 3, 8));
@@ -243,14 +243,14 @@ fn only_whole_prompts_count_in_the_exact_way() {
 
 #[test]
 fn new_tokens_are_known_if_that_is_asked_for() {
-    for keep_generated in [false, true] {
+    for cache_generated in [false, true] {
         let prefixes = PrefixCache::new(ROOM);
         let shared = generator(&prefixes);
-        let first = GenerateRequest { keep_generated, num_samples: 2, ..greedy(&[vec![1, 2, 3]], 6) };
+        let first = GenerateRequest { cache_generated, num_samples: 2, ..greedy(&[vec![1, 2, 3]], 6) };
         let output = shared.complete(&first).unwrap();
         let next = [&[1, 2, 3], &output.completions[0].ids[..], &[9, 9]].concat();
         // The last new token was never fed back.
-        assert_eq!(run(&shared, &[next]), if keep_generated { (3, 8) } else { (8, 3) });
+        assert_eq!(run(&shared, &[next]), if cache_generated { (3, 8) } else { (8, 3) });
     }
 }
 
@@ -265,7 +265,7 @@ fn models_do_not_mix() {
         with_prefixes(&plain, CacheStorage::Preallocated, &prefixes),
         with_prefixes(&plain.clone().with_determinism(true).unwrap(), CacheStorage::Preallocated, &prefixes),
         with_prefixes(&other, CacheStorage::Preallocated, &prefixes),
-        with_prefixes(&plain.clone().prepare(WeightFormat::Bf16).unwrap(), CacheStorage::Preallocated, &prefixes),
+        with_prefixes(&plain.clone().pack(WeightFormat::Bf16).unwrap(), CacheStorage::Preallocated, &prefixes),
         generator(&prefixes).with_cache_dtype(DType::F16).unwrap(),
     ];
     for generator in &generators {

@@ -16,7 +16,7 @@ use xxhash_rust::xxh3::Xxh3;
 const ROOM: usize = 1 << 30;
 
 fn generator(prefixes: &PrefixCache) -> Generator {
-    let model = random_model(small_config()).prepare(WeightFormat::F32).unwrap();
+    let model = random_model(small_config()).pack(WeightFormat::F32).unwrap();
     Generator::new(model).with_prefix_cache(prefixes).unwrap()
 }
 
@@ -104,7 +104,7 @@ fn a_file_of_another_model_is_refused() {
     ];
     for config in others {
         let prefixes = PrefixCache::new(ROOM);
-        let model = random_model(config).prepare(WeightFormat::F32).unwrap();
+        let model = random_model(config).pack(WeightFormat::F32).unwrap();
         let other = Generator::new(model).with_prefix_cache(&prefixes).unwrap();
         assert_refused(&other, &path, "another model");
         assert_eq!(prefixes.tokens(), 0);
@@ -317,7 +317,7 @@ fn restoring_holds_no_more_than_the_budget_while_it_reads() {
         let path = folder.path().join("prefixes");
         let config = Gpt2Config { n_embd: 256, n_head: 4, ..small_config() };
         let prefixes = PrefixCache::new(1 << 20);
-        let model = random_model(config.clone()).prepare(WeightFormat::F32).unwrap();
+        let model = random_model(config.clone()).pack(WeightFormat::F32).unwrap();
         let restored = Generator::new(model).with_prefix_cache(&prefixes).unwrap();
         let model = restored.fingerprint().unwrap().to_string();
         let sequence = |n: u32| [n % 61, n / 61].into_iter().chain(2..24).collect::<Vec<u32>>();

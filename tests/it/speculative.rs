@@ -12,13 +12,13 @@ use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Scripted, Specu
 use gpt2_burn::tokenizer::Tokenizer;
 use gpt2_burn::{CacheStorage, Checkpoint, Error, Gpt2, Gpt2Config, Logits, TokenBatch, WeightFormat};
 
-fn prepared(config: Gpt2Config) -> Gpt2 {
-    random_model(config).prepare(WeightFormat::F32).unwrap()
+fn packed(config: Gpt2Config) -> Gpt2 {
+    random_model(config).pack(WeightFormat::F32).unwrap()
 }
 
 fn embedded(model: gpt2_burn_pair::Model) -> Gpt2 {
     let model = Checkpoint::from_bytes(model.config, model.weights).unwrap();
-    model.load(&common::device(), DType::F32).unwrap().prepare(WeightFormat::F32).unwrap()
+    model.load(&common::device(), DType::F32).unwrap().pack(WeightFormat::F32).unwrap()
 }
 
 fn speculative(draft_len: usize) -> Decoder {
@@ -92,10 +92,10 @@ impl Tally {
         self.slid += output.completions.iter().filter(long).count();
         assert_eq!(report.tokens, output.report.new_tokens - output.completions.len());
         assert_eq!(report.rounds_by_len.iter().sum::<usize>(), report.rounds);
-        let judged: usize = report.by_position.iter().map(|place| place.judged).sum();
-        assert!(judged == report.accepted + report.rejected && judged <= report.drafted);
-        // The first token of each draft was judged.
-        let first = report.by_position.first().map_or(0, |place| place.judged);
+        let verified: usize = report.by_position.iter().map(|place| place.verified).sum();
+        assert!(verified == report.accepted + report.rejected && verified <= report.drafted);
+        // The first token of each draft was verified.
+        let first = report.by_position.first().map_or(0, |place| place.verified);
         assert_eq!(first + report.rounds_by_len.first().unwrap_or(&0), report.rounds);
     }
 }
@@ -103,10 +103,10 @@ impl Tally {
 /// A greedy request of some rows of unequal length, to be stopped by something that occurs.
 fn random_request(dice: &mut Dice, model: &Gpt2, tokenizer: Option<&Tokenizer>) -> (GenerateRequest, Vec<u32>) {
     let (vocab_size, n_positions) = (model.config().vocab_size, model.config().n_positions);
-    let longest = n_positions.min(40) - 4;
+    let max_len = n_positions.min(40) - 4;
     let batch = 1 + dice.below(8);
     let prompts: Vec<Vec<u32>> =
-        (0..batch).map(|_| (0..1 + dice.below(longest)).map(|_| dice.below(vocab_size) as u32).collect()).collect();
+        (0..batch).map(|_| (0..1 + dice.below(max_len)).map(|_| dice.below(vocab_size) as u32).collect()).collect();
     let on_context_end =
         dice.among(&[ContextEnd::Stop, ContextEnd::Slide { keep: Some(n_positions / 2) }, ContextEnd::Stop]);
     let mut request = GenerateRequest {
@@ -161,20 +161,20 @@ fn check_case(
 #[test]
 fn two_hundred_greedy_requests_give_plain_decodings_ids() {
     let config = small_config();
-    let tiny = prepared(config.clone());
-    let small = prepared(Gpt2Config { n_layer: 1, n_head: 2, n_embd: 16, ..config.clone() });
-    let short = prepared(Gpt2Config { n_layer: 1, n_positions: 12, ..config.clone() });
+    let tiny = packed(config.clone());
+    let small = packed(Gpt2Config { n_layer: 1, n_head: 2, n_embd: 16, ..config.clone() });
+    let short = packed(Gpt2Config { n_layer: 1, n_positions: 12, ..config.clone() });
     let (target, draft) = (embedded(gpt2_burn_pair::TARGET), embedded(gpt2_burn_pair::DRAFT));
     let tokenizer = Tokenizer::from_bytes(gpt2_burn_pair::TARGET.tokenizer).unwrap();
     let mut tally = Tally::default();
     for case in 0..140 {
         // One in the deterministic mode, the others with kernels.
-        let is_apart = case % 4 == 0;
+        let is_batch_invariant = case % 4 == 0;
         let model = |eos_token_id| {
             let model = random_model(Gpt2Config { eos_token_id, ..config.clone() });
-            match is_apart {
+            match is_batch_invariant {
                 true => model.with_determinism(true).unwrap(),
-                false => model.prepare(WeightFormat::F32).unwrap(),
+                false => model.pack(WeightFormat::F32).unwrap(),
             }
         };
         let draft = match case % 7 {
@@ -183,7 +183,7 @@ fn two_hundred_greedy_requests_give_plain_decodings_ids() {
             2 => Draft::EarlyExit { layers: 2 },
             3 => Draft::Model(small.clone()),
             4 => Draft::Model(short.clone()),
-            5 => Draft::Ngram(Ngram { longest: 3, shortest: 1 }),
+            5 => Draft::Ngram(Ngram { max_len: 3, min_len: 1 }),
             _ => adversary(config.vocab_size),
         };
         check_case(case, model, None, &draft, &mut tally);
@@ -204,7 +204,7 @@ fn two_hundred_greedy_requests_give_plain_decodings_ids() {
 
 #[test]
 fn drafts_that_agree_sometimes_change_nothing() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     let plain = ids_of(&Generator::new(model.clone()), &greedy(&prompts(), 19));
     for (percent, draft_len) in [(0, 3), (50, 1), (50, 7), (90, 4), (100, 16)] {
         let script = Scripted::new(plain.clone(), f64::from(percent) / 100.0);
@@ -224,8 +224,8 @@ fn drafts_that_agree_sometimes_change_nothing() {
 }
 
 #[test]
-fn a_perfect_draft_takes_the_fewest_steps() {
-    let model = prepared(small_config());
+fn a_perfect_draft_takes_the_least_steps() {
+    let model = packed(small_config());
     let prompt = [vec![1_u32, 2, 3]];
     for n in 1..=21 {
         let plain = ids_of(&Generator::new(model.clone()), &greedy(&prompt, n));
@@ -245,7 +245,7 @@ fn a_perfect_draft_takes_the_fewest_steps() {
 
 #[test]
 fn a_draft_that_is_the_target_is_never_rejected() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     // Rows that slide, rows that wait for others, since they have no room left, and samples of one prompt.
     let prompts = [(0..21).collect(), vec![7], (3..13).collect()];
     for on_context_end in [ContextEnd::Stop, ContextEnd::Slide { keep: Some(8) }] {
@@ -265,12 +265,12 @@ fn a_draft_that_is_the_target_is_never_rejected() {
     }
 }
 
-/// The likeliest of the logits behind each row, computed from nothing.
-fn likeliest(model: &Gpt2, texts: &[Vec<u32>]) -> Vec<u32> {
+/// The most likely of the logits behind each row, computed from nothing.
+fn argmax(model: &Gpt2, texts: &[Vec<u32>]) -> Vec<u32> {
     let mut cache = model.cache(CacheStorage::Growing, texts.len(), model.config().n_positions).unwrap();
     let logits = rows(model.forward(&TokenBatch::new(texts, model).unwrap(), &mut cache, Logits::Last).unwrap());
-    let likeliest = |logits: &Vec<f32>| Sampling::greedy().distribution(logits, &[]).unwrap().sample(0.0);
-    logits.iter().map(likeliest).collect()
+    let argmax = |logits: &Vec<f32>| Sampling::greedy().distribution(logits, &[]).unwrap().sample(0.0);
+    logits.iter().map(argmax).collect()
 }
 
 /// Speculation as an assignment words it: the prefixes of the draft as a batch, without a cache. Returns the new ids and
@@ -278,16 +278,16 @@ fn likeliest(model: &Gpt2, texts: &[Vec<u32>]) -> Vec<u32> {
 fn literally(target: &Gpt2, draft: &Gpt2, prompt: &[u32], draft_len: usize, wanted: usize) -> (Vec<u32>, usize) {
     let mut text = prompt.to_vec();
     let mut rounds = 0;
-    text.extend(likeliest(target, &[text.clone()]));
+    text.extend(argmax(target, &[text.clone()]));
     while text.len() < prompt.len() + wanted {
         let draft_len = draft_len.min(prompt.len() + wanted - text.len() - 1);
         let mut prefixes = vec![text.clone()];
         for _ in 0..draft_len {
             let mut next = prefixes[prefixes.len() - 1].clone();
-            next.extend(likeliest(draft, &[next.clone()]));
+            next.extend(argmax(draft, &[next.clone()]));
             prefixes.push(next);
         }
-        let chosen = likeliest(target, &prefixes);
+        let chosen = argmax(target, &prefixes);
         let right = (0..draft_len).take_while(|&at| prefixes[at + 1].last() == Some(&chosen[at])).count();
         text.extend(&chosen[..=right]);
         rounds += 1;
@@ -318,10 +318,10 @@ fn sampled(prompts: &[Vec<u32>], num_samples: usize) -> GenerateRequest {
 }
 
 fn drafts(model: &Gpt2) -> Vec<Draft> {
-    let small = prepared(Gpt2Config { n_layer: 1, ..model.config().clone() });
+    let small = packed(Gpt2Config { n_layer: 1, ..model.config().clone() });
     vec![
         Draft::Model(small),
-        Draft::Ngram(Ngram { longest: 3, shortest: 1 }),
+        Draft::Ngram(Ngram { max_len: 3, min_len: 1 }),
         Draft::EarlyExit { layers: 1 },
         adversary(model.config().vocab_size),
     ]
@@ -329,7 +329,7 @@ fn drafts(model: &Gpt2) -> Vec<Draft> {
 
 #[test]
 fn sample_and_match_gives_plain_samplings_ids() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     for on_context_end in [ContextEnd::Stop, ContextEnd::Slide { keep: Some(8) }] {
         let request = GenerateRequest { on_context_end, max_new_tokens: 40, ..sampled(&prompts(), 2) };
         let plain = ids_of(&Generator::new(model.clone()), &request);
@@ -349,7 +349,7 @@ fn sample_and_match_gives_plain_samplings_ids() {
 
 #[test]
 fn a_completion_does_not_depend_on_its_company() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     for acceptance in [Acceptance::Rejection, Acceptance::Match] {
         for draft in drafts(&model) {
             for storage in STORAGES {
@@ -361,8 +361,8 @@ fn a_completion_does_not_depend_on_its_company() {
                 assert!(output.report.speculation.unwrap().drafted > 0);
                 for (index, prompt) in prompts().iter().enumerate() {
                     for sample in 0..3 {
-                        let first_stream = sample as u64;
-                        let alone = GenerateRequest { first_stream, ..sampled(std::slice::from_ref(prompt), 1) };
+                        let first_rng_stream = sample as u64;
+                        let alone = GenerateRequest { first_rng_stream, ..sampled(std::slice::from_ref(prompt), 1) };
                         assert_eq!(&ids_of(&generator, &alone)[0], together[3 * index + sample], "{draft:?}");
                     }
                 }
@@ -386,7 +386,7 @@ fn without_kernels_ties_are_all_that_differs() {
 
 #[test]
 fn a_cache_in_half_precision_holds_the_same_either_way() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     let plain = Generator::new(model.clone()).with_cache_dtype(DType::F16).unwrap();
     let expected = ids_of(&plain, &greedy(&prompts(), 19));
     for draft in drafts(&model) {
@@ -397,7 +397,7 @@ fn a_cache_in_half_precision_holds_the_same_either_way() {
 
 #[test]
 fn the_draft_computes_what_samples_share_once() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     let prompt = [(0..15).collect::<Vec<u32>>()];
     let generator = drafting(&model, with_rule(2, Acceptance::Match), Draft::Model(model.clone()));
     let report = generator.complete(&sampled(&prompt, 5)).unwrap().report;
@@ -413,8 +413,8 @@ fn the_draft_computes_what_samples_share_once() {
 
 #[test]
 fn a_draft_with_a_shorter_context_drafts_as_far_as_it_reaches() {
-    let model = prepared(small_config());
-    let short = prepared(Gpt2Config { n_positions: 10, ..small_config() });
+    let model = packed(small_config());
+    let short = packed(Gpt2Config { n_positions: 10, ..small_config() });
     let expected = ids_of(&Generator::new(model.clone()), &greedy(&prompts(), 19));
     let generator = drafting(&model, speculative(3), Draft::Model(short));
     let output = generator.complete(&greedy(&prompts(), 19)).unwrap();
@@ -425,8 +425,8 @@ fn a_draft_with_a_shorter_context_drafts_as_far_as_it_reaches() {
 
 #[test]
 fn drafting_that_loses_stops_and_says_so() {
-    let model = prepared(Gpt2Config { n_positions: 300, ..small_config() });
-    let slow = prepared(Gpt2Config { n_positions: 300, n_layer: 12, ..small_config() });
+    let model = packed(Gpt2Config { n_positions: 300, ..small_config() });
+    let slow = packed(Gpt2Config { n_positions: 300, n_layer: 12, ..small_config() });
     let request = greedy(&[vec![1, 2, 3]], 250);
     let expected = ids_of(&Generator::new(model.clone()), &request);
     // Never right, and dearer than what it is to save.
@@ -444,8 +444,8 @@ fn drafting_that_loses_stops_and_says_so() {
 
 #[test]
 fn the_report_says_what_was_done() {
-    let model = prepared(small_config());
-    let draft = Draft::Model(prepared(Gpt2Config { n_layer: 1, ..small_config() }));
+    let model = packed(small_config());
+    let draft = Draft::Model(packed(Gpt2Config { n_layer: 1, ..small_config() }));
     let generator = drafting(&model, speculative(3), draft);
     let mut generation = generator.generate(&greedy(&prompts(), 12)).unwrap();
     assert_eq!(generation.report().speculation.as_ref().unwrap().rounds, 0);
@@ -456,7 +456,7 @@ fn the_report_says_what_was_done() {
     assert_eq!(speculation.steps.len(), report.step_seconds.len());
     for (step, seconds) in speculation.steps.iter().zip(&report.step_seconds) {
         assert!((step.seconds() - seconds).abs() < 1e-9 && step.verify_seconds > 0.0);
-        assert!(step.longest_draft == 0 || step.draft_seconds > 0.0);
+        assert!(step.max_draft_len == 0 || step.draft_seconds > 0.0);
     }
     assert_eq!(report.decoder, speculative(3));
     let per_token = report.seconds_per_token().unwrap();
@@ -466,15 +466,15 @@ fn the_report_says_what_was_done() {
 
 #[test]
 fn what_cannot_draft_is_an_error() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     let with = |draft| Generator::new(model.clone()).with_draft(draft).map(drop).unwrap_err();
-    let stranger = prepared(Gpt2Config { vocab_size: 60, ..small_config() });
+    let stranger = packed(Gpt2Config { vocab_size: 60, ..small_config() });
     assert!(matches!(with(Draft::Model(stranger.clone())), Error::Mismatch { .. }));
     for layers in [0, 3, usize::MAX] {
         assert!(matches!(with(Draft::EarlyExit { layers }), Error::Mismatch { .. }));
     }
-    for (longest, shortest) in [(3, 0), (1, 2), (0, 0)] {
-        assert!(matches!(with(Draft::Ngram(Ngram { longest, shortest })), Error::Mismatch { .. }));
+    for (max_len, min_len) in [(3, 0), (1, 2), (0, 0)] {
+        assert!(matches!(with(Draft::Ngram(Ngram { max_len, min_len })), Error::Mismatch { .. }));
     }
     for agreement in [-0.1, 1.1, f64::NAN] {
         assert!(matches!(with(Draft::Scripted(Scripted::new(vec![vec![1]], agreement))), Error::Mismatch { .. }));
@@ -497,7 +497,7 @@ fn what_cannot_draft_is_an_error() {
 
 #[test]
 fn a_draft_of_no_tokens_is_plain_decoding() {
-    let model = prepared(small_config());
+    let model = packed(small_config());
     let generator = drafting(&model, speculative(0), Draft::Ngram(Ngram::default()));
     let output = generator.complete(&sampled(&prompts(), 2)).unwrap();
     let plain = Generator::new(model.clone()).complete(&sampled(&prompts(), 2)).unwrap();

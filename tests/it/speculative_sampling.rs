@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use crate::common::{greedy, logits_of, random_model, small_config};
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator};
 use gpt2_burn::sampling::{Distribution, Purpose, Sampling, uniform};
-use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Judged, Ngram, Scripted, Speculation};
+use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Scripted, Speculation, VerifiedToken};
 use gpt2_burn::{Gpt2, Gpt2Config, WeightFormat};
 
 const VOCAB: u32 = 4;
@@ -27,7 +27,7 @@ fn model(n_layer: usize) -> Gpt2 {
         n_head: 2,
         ..small_config()
     };
-    random_model(config).prepare(WeightFormat::F32).unwrap()
+    random_model(config).pack(WeightFormat::F32).unwrap()
 }
 
 fn filters() -> [(&'static str, Sampling); 5] {
@@ -95,13 +95,18 @@ fn lengths(id_at: impl Fn(f64) -> u32) -> [f64; VOCAB as usize] {
 }
 
 /// A rule for one token: the target's distribution, the draft's, what was proposed, and random numbers.
-type Rule<'a> = &'a dyn Fn(&Distribution, &Distribution, u32, &dyn Fn(Purpose) -> f64) -> Judged;
+type Rule<'a> = &'a dyn Fn(&Distribution, &Distribution, u32, &dyn Fn(Purpose) -> f64) -> VerifiedToken;
 
-fn rejection(target: &Distribution, draft: &Distribution, proposed: u32, random: &dyn Fn(Purpose) -> f64) -> Judged {
-    Acceptance::Rejection.judge(target, draft, proposed, random)
+fn rejection(
+    target: &Distribution,
+    draft: &Distribution,
+    proposed: u32,
+    random: &dyn Fn(Purpose) -> f64,
+) -> VerifiedToken {
+    Acceptance::Rejection.verify(target, draft, proposed, random)
 }
 
-/// The law of texts under a rule, with drafts of `m` tokens: every draft, and every way in which it is judged.
+/// The law of texts under a rule, with drafts of `m` tokens: every draft, and every way in which it is verified.
 fn enumerate(target: &Table, draft: &Table, m: usize, rule: Rule<'_>) -> Law {
     let mut law = Law::new();
     let mut open = vec![(Vec::new(), 1.0, 0)];
@@ -170,17 +175,17 @@ fn every_way_to_a_text_adds_up_to_its_probability() {
 
 /// Rules with an error each.
 fn wrong_rules() -> [(&'static str, Rule<'static>); 2] {
-    fn judged(accepted: bool, proposed: u32, other: impl Fn() -> u32) -> Judged {
-        Judged { id: if accepted { proposed } else { other() }, accepted }
+    fn verified(accepted: bool, proposed: u32, other: impl Fn() -> u32) -> VerifiedToken {
+        VerifiedToken { id: if accepted { proposed } else { other() }, accepted }
     }
     [
         ("accepts where the draft is surer", &|p, q, x, random| {
             let accepted = q.prob(x) > p.prob(x);
-            judged(accepted, x, || p.residual(q).sample(random(Purpose::Residual)))
+            verified(accepted, x, || p.residual(q).sample(random(Purpose::Residual)))
         }),
         ("has no residual", &|p, q, x, random| {
             let accepted = random(Purpose::Accept) * q.prob(x) < p.prob(x);
-            judged(accepted, x, || p.sample(random(Purpose::Residual)))
+            verified(accepted, x, || p.sample(random(Purpose::Residual)))
         }),
     ]
 }
@@ -240,7 +245,7 @@ fn texts_with_an_early_exit_are_as_frequent_as_they_should_be() {
 
 #[test]
 fn texts_with_prompt_lookup_are_as_frequent_as_they_should_be() {
-    check("ngram", &Draft::Ngram(Ngram { longest: 2, shortest: 1 }));
+    check("ngram", &Draft::Ngram(Ngram { max_len: 2, min_len: 1 }));
 }
 
 #[test]
@@ -267,9 +272,9 @@ fn a_wrong_rule_is_found_by_counting() {
                     }
                     _ => {
                         let q = &draft.0[&text];
-                        let judged = rule(p, q, q.sample(random(Purpose::Draft)), &random);
-                        left = if judged.accepted { left - 1 } else { 2 };
-                        judged.id
+                        let verified = rule(p, q, q.sample(random(Purpose::Draft)), &random);
+                        left = if verified.accepted { left - 1 } else { 2 };
+                        verified.id
                     }
                 };
                 text.push(id);

@@ -7,13 +7,13 @@ use cubecl::prelude::*;
 
 use super::{address_type, element_type, one_thread_each, writable};
 
-/// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). Context lengths and layout are in i32, and no row has more than `most` new
+/// See [`Gpt2Ops::append`](crate::Gpt2Ops::append). Context lengths and layout are in i32, and no row has more than `max_query_len` new
 /// tokens.
 pub fn append(
     [keys, values]: [CubeTensor; 2],
     [new_keys, new_values]: [CubeTensor; 2],
     [context_lens, layout]: [CubeTensor; 2],
-    most: usize,
+    max_query_len: usize,
 ) -> [CubeTensor; 2] {
     let [keys, values] = [keys, values].map(writable);
     let [_, heads, head_dim]: [usize; 3] = new_keys.meta.shape().dims();
@@ -21,7 +21,7 @@ pub fn append(
     // The layout is read by its strides: a device may leave room behind its rows, and a copy is one launch more.
     let context_lens = into_contiguous(context_lens);
     let address = address_type(&[&keys, &values, &new_keys, &new_values]);
-    let (cubes, dim) = one_thread_each(&keys.client, rows * heads * most * head_dim);
+    let (cubes, dim) = one_thread_each(&keys.client, rows * heads * max_query_len * head_dim);
     let dtypes = [element_type(keys.dtype), element_type(new_keys.dtype)];
     let is_half = keys.dtype == DType::F16;
     // SAFETY: `checks::append` made sure that the four have heads and width in common, the two buffers slots and capacity, what
@@ -40,7 +40,7 @@ pub fn append(
             layout.into_tensor_arg(),
             keys.clone().into_tensor_arg(),
             values.clone().into_tensor_arg(),
-            most,
+            max_query_len,
             is_half,
             dtypes,
         );
@@ -56,7 +56,7 @@ fn append_kernel<C: Numeric, E: Numeric>(
     layout: &Tensor<i32>,
     keys: &mut Tensor<C>,
     values: &mut Tensor<C>,
-    most: usize,
+    max_query_len: usize,
     #[comptime] is_half: bool,
     #[define(C, E)] _dtypes: [ElemType; 2],
 ) {
@@ -64,8 +64,8 @@ fn append_kernel<C: Numeric, E: Numeric>(
     let column = ABSOLUTE_POS % head_dim;
     // Heads stand next to each other in what a projection gives: so do the threads.
     let head = ABSOLUTE_POS / head_dim % heads;
-    let t = ABSOLUTE_POS / head_dim / heads % most;
-    let row = ABSOLUTE_POS / head_dim / heads / most;
+    let t = ABSOLUTE_POS / head_dim / heads % max_query_len;
+    let row = ABSOLUTE_POS / head_dim / heads / max_query_len;
     if row < layout.shape(0) {
         let (of_row, of_number) = (row * layout.stride(0), layout.stride(1));
         let slot = i32::max(layout[of_row], 0) as usize;

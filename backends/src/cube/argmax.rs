@@ -1,4 +1,4 @@
-//! The likeliest token of each row of logits, where the logits are: only its id crosses to the host, and that not at every step.
+//! The most likely token of each row of logits, where the logits are: only its id crosses to the host, and that not at every step.
 
 use burn::tensor::DType;
 use burn_cubecl::kernel::into_contiguous;
@@ -30,10 +30,10 @@ pub fn argmax(logits: CubeTensor) -> CubeTensor {
 }
 
 /// See [`Gpt2Ops::advance`](crate::Gpt2Ops::advance).
-pub fn advance(logits: CubeTensor, [ids, past, chosen]: [CubeTensor; 3]) -> [CubeTensor; 3] {
+pub fn advance(logits: CubeTensor, [ids, context_lens, chosen]: [CubeTensor; 3]) -> [CubeTensor; 3] {
     let logits = into_contiguous(logits);
     // In this order, since a copy may have something behind each of its rows.
-    let [ids, past, chosen] = [ids, past, chosen].map(|tensor| into_contiguous(writable(tensor)));
+    let [ids, context_lens, chosen] = [ids, context_lens, chosen].map(|tensor| into_contiguous(writable(tensor)));
     let (cubes, dim) = one_workgroup_each(&logits.client, logits.meta.shape()[0]);
     let address = address_type(&[&logits, &chosen]);
     // SAFETY: a workgroup behind the last row does nothing; `checks::advance` made sure that the tensors have as many rows as
@@ -46,11 +46,11 @@ pub fn advance(logits: CubeTensor, [ids, past, chosen]: [CubeTensor; 3]) -> [Cub
             address,
             logits.into_tensor_arg(),
             ids.clone().into_tensor_arg(),
-            past.clone().into_tensor_arg(),
+            context_lens.clone().into_tensor_arg(),
             chosen.clone().into_tensor_arg(),
         );
     }
-    [ids, past, chosen]
+    [ids, context_lens, chosen]
 }
 
 fn one_workgroup_each(client: &Client, rows: usize) -> (CubeCount, CubeDim) {
@@ -62,7 +62,7 @@ fn one_workgroup_each(client: &Client, rows: usize) -> (CubeCount, CubeDim) {
 fn argmax_kernel(logits: &Tensor<f32>, output: &mut Tensor<i32>) {
     let row = CUBE_POS;
     if row < logits.shape(0) {
-        let id = likeliest(logits, row);
+        let id = argmax_of_row(logits, row);
         if UNIT_POS == 0 {
             output[row] = id;
         }
@@ -70,17 +70,22 @@ fn argmax_kernel(logits: &Tensor<f32>, output: &mut Tensor<i32>) {
 }
 
 #[cube(launch_unchecked, address_type = "dynamic")]
-fn advance_kernel(logits: &Tensor<f32>, ids: &mut Tensor<i32>, past: &mut Tensor<i32>, chosen: &mut Tensor<i32>) {
+fn advance_kernel(
+    logits: &Tensor<f32>,
+    ids: &mut Tensor<i32>,
+    context_lens: &mut Tensor<i32>,
+    chosen: &mut Tensor<i32>,
+) {
     let row = CUBE_POS;
     if row < logits.shape(0) {
-        let id = likeliest(logits, row);
+        let id = argmax_of_row(logits, row);
         if UNIT_POS == 0 {
-            let places = chosen.shape(1);
-            let before = past[row];
-            chosen[row * places + i32::max(before, 0) as usize % places] = id;
+            let columns = chosen.shape(1);
+            let before = context_lens[row];
+            chosen[row * columns + i32::max(before, 0) as usize % columns] = id;
             // Whatever is looked up next is in the vocabulary.
             ids[row] = i32::max(id, 0);
-            past[row] = before + 1;
+            context_lens[row] = before + 1;
         }
     }
 }
@@ -88,7 +93,7 @@ fn advance_kernel(logits: &Tensor<f32>, ids: &mut Tensor<i32>, past: &mut Tensor
 /// The lowest id among the largest logits of a row, for the first thread of its workgroup; [`NOT_A_NUMBER`] if there is something
 /// that is not one, or plus infinity, or nothing that is finite.
 #[cube]
-fn likeliest(logits: &Tensor<f32>, row: usize) -> i32 {
+fn argmax_of_row(logits: &Tensor<f32>, row: usize) -> i32 {
     let count = logits.shape(1);
     let thread = UNIT_POS as usize;
     let mut values = Shared::<[f32]>::new_slice(THREADS);

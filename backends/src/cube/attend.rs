@@ -12,9 +12,9 @@ use super::{address_type, element_type, empty_beside, readable};
 /// Threads of a workgroup, and keys of a block: each thread makes the scores of one of them.
 const BLOCK: usize = 128;
 /// Parts in which the largest score of a block is looked for.
-const PARTS_OF_MAX: usize = 16;
+const CHUNKS_OF_MAX: usize = 16;
 /// Workgroups along an axis that every device launches.
-const MOST_WORKGROUPS: usize = 65_535;
+const MAX_WORKGROUPS: usize = 65_535;
 /// Below every score, and far enough from the end of f32's range to be subtracted from.
 const LOWEST: f32 = -1e30;
 
@@ -22,7 +22,7 @@ const LOWEST: f32 = -1e30;
 /// head fits a workgroup, and there are no more of those than any device launches at once.
 pub fn has_kernel([batch, heads, time, head_dim]: [usize; 4]) -> bool {
     let fits = head_dim > 0 && head_dim <= BLOCK * vector_size(head_dim) && head_dim <= 4 * BLOCK;
-    fits && [batch, heads, time].iter().all(|count| *count <= MOST_WORKGROUPS)
+    fits && [batch, heads, time].iter().all(|count| *count <= MAX_WORKGROUPS)
 }
 
 /// Elements of a key that are read at once.
@@ -30,13 +30,13 @@ fn vector_size(head_dim: usize) -> usize {
     if head_dim.is_multiple_of(4) { 4 } else { 1 }
 }
 
-/// See [`Gpt2Ops::attend`](crate::Gpt2Ops::attend); `query` is in f32, with at least one token and at most `most` of a row;
+/// See [`Gpt2Ops::attend`](crate::Gpt2Ops::attend); `query` is in f32, with at least one token and at most `max_query_len` of a row;
 /// context lengths and layout are in i32.
 pub fn attend(
     query: CubeTensor,
     [keys, values]: [CubeTensor; 2],
     [context_lens, layout]: [CubeTensor; 2],
-    most: usize,
+    max_query_len: usize,
 ) -> CubeTensor {
     let query = readable(query, 1);
     let [tokens, heads, head_dim]: [usize; 3] = query.meta.shape().dims();
@@ -44,12 +44,12 @@ pub fn attend(
     let output = empty_beside(&query, [tokens, heads * head_dim], DType::F32);
     let width = vector_size(head_dim);
     // Queries that share what is read of keys and values, bounded by the shared memory that the smallest devices have.
-    let queries = if head_dim <= BLOCK { most.next_power_of_two().min(4) } else { 1 };
+    let queries = if head_dim <= BLOCK { max_query_len.next_power_of_two().min(4) } else { 1 };
     let [keys, values] = [keys, values].map(|states| readable(states, width));
     // The layout is read by its strides: a device may leave room behind its rows, and a copy is one launch more.
     let context_lens = into_contiguous(context_lens);
     let address = address_type(&[&query, &keys, &values, &output]);
-    let cubes = CubeCount::Static(heads as u32, rows as u32, most.div_ceil(queries) as u32);
+    let cubes = CubeCount::Static(heads as u32, rows as u32, max_query_len.div_ceil(queries) as u32);
     let dtype = element_type(keys.dtype);
     // SAFETY: `checks::packed` made sure that keys and values have the same shape, with the heads and the width of the queries,
     // and that there are three numbers of each row; and the caller that both are of one type. A slot that is not there is taken for
@@ -106,7 +106,7 @@ fn attend_kernel<C: Numeric, N: Size>(
 
     let mut of_queries = Shared::<[f32]>::new_slice(comptime!(queries * head_dim));
     let mut scores = Shared::<[f32]>::new_slice(comptime!(queries * BLOCK));
-    let mut largest = Shared::<[f32]>::new_slice(comptime!(queries * PARTS_OF_MAX));
+    let mut largest = Shared::<[f32]>::new_slice(comptime!(queries * CHUNKS_OF_MAX));
     let mut sums_of_parts = Shared::<[f32]>::new_slice(comptime!(queries * parts * head_dim));
     let mut totals_of_parts = Shared::<[f32]>::new_slice(comptime!(queries * parts));
 
@@ -131,13 +131,13 @@ fn attend_kernel<C: Numeric, N: Size>(
 
     let mut sums = Array::<Vector<f32, N>>::new(queries);
     let mut totals = Array::<f32>::new(queries);
-    let mut most = Array::<f32>::new(queries);
+    let mut max_scores = Array::<f32>::new(queries);
     let mut dots = Array::<f32>::new(queries);
     #[unroll]
     for q in 0..queries {
         sums[q] = Vector::new(0.0);
         totals[q] = 0.0;
-        most[q] = LOWEST;
+        max_scores[q] = LOWEST;
     }
 
     let mut block = 0_usize;
@@ -168,26 +168,26 @@ fn attend_kernel<C: Numeric, N: Size>(
             scores[q * BLOCK + thread] = dots[q];
         }
         sync_cube();
-        if thread < comptime!(queries * PARTS_OF_MAX) {
-            let each = comptime!(BLOCK / PARTS_OF_MAX);
-            let mut max = scores[thread * each];
+        if thread < comptime!(queries * CHUNKS_OF_MAX) {
+            let each = comptime!(BLOCK / CHUNKS_OF_MAX);
+            let mut max_score = scores[thread * each];
             for i in 1..each {
-                max = f32::max(max, scores[thread * each + i]);
+                max_score = f32::max(max_score, scores[thread * each + i]);
             }
-            largest[thread] = max;
+            largest[thread] = max_score;
         }
         sync_cube();
         #[unroll]
         for q in 0..queries {
-            let mut max = most[q];
-            for i in 0..PARTS_OF_MAX {
-                max = f32::max(max, largest[q * PARTS_OF_MAX + i]);
+            let mut max_score = max_scores[q];
+            for i in 0..CHUNKS_OF_MAX {
+                max_score = f32::max(max_score, largest[q * CHUNKS_OF_MAX + i]);
             }
-            let correction = f32::exp(most[q] - max);
-            most[q] = max;
+            let correction = f32::exp(max_scores[q] - max_score);
+            max_scores[q] = max_score;
             totals[q] *= correction;
             sums[q] *= Vector::new(correction);
-            scores[q * BLOCK + thread] = f32::exp(dots[q] - max);
+            scores[q * BLOCK + thread] = f32::exp(dots[q] - max_score);
         }
         sync_cube();
         if part < parts {

@@ -59,8 +59,8 @@ pub fn rows_at_once(operands: &Operands, width: usize) -> usize {
     let shared = operands.x.client.properties().hardware.max_shared_memory_size;
     let fit = shared / 2 / (THREADS * width * size_of::<f32>());
     // Of the smallest devices, one takes all of it.
-    let most = [8, 4].into_iter().find(|most| *most <= fit).unwrap_or(2);
-    operands.rows().next_power_of_two().min(most)
+    let max = [8, 4].into_iter().find(|max| *max <= fit).unwrap_or(2);
+    operands.rows().next_power_of_two().min(max)
 }
 
 /// Weights that a thread reads at once: 16 bytes of them, where the device can.

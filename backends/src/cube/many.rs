@@ -40,7 +40,7 @@ pub fn many_rows(
     let address = address_type(&[&x, &weights, &output]);
     let cubes = CubeCount::Static(rows.div_ceil(GROUPS * each) as u32, tiles as u32, 1);
     let dtypes = [element_type(weights.dtype), element_type(scales.dtype)];
-    // SAFETY: what stands behind the last row, input or output is neither read nor written; `checks::product` made sure that the
+    // SAFETY: positions past the last row, input or output are neither read nor written; `checks::product` made sure that the
     // weights are those of `outputs` columns and have as many inputs as x, and that bias and residual have the shape of the
     // result.
     unsafe {

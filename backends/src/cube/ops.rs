@@ -116,8 +116,8 @@ impl Gpt2Ops for CubeBackend {
         rows: Arc<[PackedRow]>,
     ) -> (Tensor, Tensor) {
         checks::append([&keys, &values], [&new_keys, &new_values], [&context_lens, &layout], &rows);
-        let most = longest(&rows);
-        if most == 0 {
+        let max_query_len = max_query_len(&rows);
+        if max_query_len == 0 {
             return (keys, values);
         }
         if !are_of_one_type(&[&keys, &values]) || !are_of_one_type(&[&new_keys, &new_values]) {
@@ -125,7 +125,7 @@ impl Gpt2Ops for CubeBackend {
             return (keys, default::append::<Self>(values, new_values, &rows));
         }
         let layout = [context_lens, layout].map(as_i32::<Self>);
-        let [keys, values] = append([keys, values], [new_keys, new_values], layout, most);
+        let [keys, values] = append([keys, values], [new_keys, new_values], layout, max_query_len);
         (keys, values)
     }
 
@@ -138,12 +138,12 @@ impl Gpt2Ops for CubeBackend {
         rows: Arc<[PackedRow]>,
     ) -> Tensor {
         let [tokens, heads, head_dim] = checks::packed(&query, [&keys, &values], [&context_lens, &layout], &rows);
-        let most = longest(&rows);
-        let has_kernel = tokens > 0 && has_kernel([rows.len(), heads, most, head_dim]);
+        let max_query_len = max_query_len(&rows);
+        let has_kernel = tokens > 0 && has_kernel([rows.len(), heads, max_query_len, head_dim]);
         if !are_f32(&[&query]) || !has_kernel || !are_of_one_type(&[&keys, &values]) {
             return default::attend::<Self>(query, keys, values, context_lens, &rows);
         }
-        attend(query, [keys, values], [context_lens, layout].map(as_i32::<Self>), most)
+        attend(query, [keys, values], [context_lens, layout].map(as_i32::<Self>), max_query_len)
     }
 
     fn layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: f64) -> Tensor {
@@ -159,19 +159,19 @@ impl Gpt2Ops for CubeBackend {
         if are_f32(&[&logits]) { argmax(logits) } else { default::argmax::<Self>(logits) }
     }
 
-    fn advance(logits: Tensor, ids: Ints, past: Ints, chosen: Ints) -> (Ints, Ints, Ints) {
-        checks::advance(&logits, &ids, &past, &chosen);
-        let are_i32 = [&ids, &past, &chosen].iter().all(|tensor| tensor.dtype() == DType::I32);
+    fn advance(logits: Tensor, ids: Ints, context_lens: Ints, chosen: Ints) -> (Ints, Ints, Ints) {
+        checks::advance(&logits, &ids, &context_lens, &chosen);
+        let are_i32 = [&ids, &context_lens, &chosen].iter().all(|tensor| tensor.dtype() == DType::I32);
         if !are_f32(&[&logits]) || !are_i32 {
-            return default::advance::<Self>(logits, past, chosen);
+            return default::advance::<Self>(logits, context_lens, chosen);
         }
-        let [ids, past, chosen] = advance(logits, [ids, past, chosen]);
-        (ids, past, chosen)
+        let [ids, context_lens, chosen] = advance(logits, [ids, context_lens, chosen]);
+        (ids, context_lens, chosen)
     }
 }
 
 /// New tokens of the row that has most.
-fn longest(rows: &[PackedRow]) -> usize {
+fn max_query_len(rows: &[PackedRow]) -> usize {
     rows.iter().map(|row| row.query_len).max().unwrap_or(0)
 }
 

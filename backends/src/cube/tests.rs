@@ -8,17 +8,17 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 
-use crate::tests::{buffer_of, check_integer_types, check_likeliest, check_overflow, integer_types, integers, rows_of};
+use crate::tests::{buffer_of, check_argmax, check_integer_types, check_overflow, integer_types, integers, rows_of};
 use crate::{
-    Ahead, AttentionMetadata, Gelu, Gpt2Ops, PackedMatrix, PackedRow, WeightFormat, advance, append, argmax, attend,
-    layer_norm, runs_ahead,
+    AttentionMetadata, DecodeState, Gelu, Gpt2Ops, PackedMatrix, PackedRow, WeightFormat, advance, append, argmax,
+    attend, is_asynchronous, layer_norm,
 };
 
 /// Some device that is not the CPU's; none if there is none, which is said.
 fn gpu() -> Option<Device> {
     let named = std::env::var("GPT2_BURN_TEST_DEVICE").unwrap_or_default();
     let names = named.split(',').chain(crate::available());
-    let found = names.filter_map(|name| crate::device(name).ok()).find(runs_ahead);
+    let found = names.filter_map(|name| crate::device(name).ok()).find(is_asynchronous);
     if found.is_none() {
         let _ = writeln!(std::io::stderr(), "SKIPPED: there is no GPU");
     }
@@ -169,14 +169,14 @@ proptest! {
         let expected: Vec<Vec<f32>> =
             coarse.into_data().try_into_vec::<f32>().unwrap().chunks(width).map(<[f32]>::to_vec).collect();
         for (found, row) in found.into_iter().zip(expected) {
-            let most = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-            prop_assert_eq!(found as usize, row.iter().position(|value| *value == most).unwrap());
+            let max = row.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            prop_assert_eq!(found as usize, row.iter().position(|value| *value == max).unwrap());
         }
     }
 }
 
 #[test]
-fn a_row_that_is_no_number_has_no_likeliest() {
+fn a_row_that_is_no_number_has_no_argmax() {
     let Some(gpu) = gpu() else { return };
     let mut values = vec![0.0_f32; 3000];
     (values[5], values[1700]) = (2.0, f32::NAN);
@@ -195,14 +195,14 @@ fn a_matrix_that_is_too_large_for_a_buffer_is_cut() {
     let inputs = 1024;
     let outputs = limit / 4 / inputs + 5000;
     let column = |column: usize| (column % 8191) as f32 / 8191.0;
-    let packed = PackedMatrix::from_pieces([inputs, outputs], WeightFormat::F32, &gpu, |columns| {
+    let packed = PackedMatrix::from_column_chunks([inputs, outputs], WeightFormat::F32, &gpu, |columns| {
         let row: Vec<f32> = columns.clone().map(column).collect();
         let row = Tensor::<2>::from_data(TensorData::new(row, [1, columns.len()]), &gpu);
         Ok::<_, ()>(row.expand([inputs, columns.len()]))
     });
     let packed = packed.unwrap();
-    assert!(packed.parts.len() > 1);
-    let cut = packed.parts[1].columns.start;
+    assert!(packed.blocks.len() > 1);
+    let cut = packed.blocks[1].columns.start;
     let ids = [cut, 3, cut - 1, outputs - 1, cut + 7];
     let columns: Vec<f32> = packed.columns(ints(&ids, &gpu)).try_into_vec_as().unwrap();
     for (found, id) in columns.chunks(inputs).zip(ids) {
@@ -217,9 +217,9 @@ fn a_matrix_that_is_too_large_for_a_buffer_is_cut() {
 }
 
 #[test]
-fn a_row_without_a_finite_logit_has_no_likeliest() {
+fn a_row_without_a_finite_logit_has_no_argmax() {
     let Some(gpu) = gpu() else { return };
-    check_likeliest(&gpu);
+    check_argmax(&gpu);
 }
 
 #[test]
@@ -301,11 +301,11 @@ fn a_step_goes_on_right_if_somebody_holds_its_state() {
     let of = |device: &Device| {
         let logits = on(&random([3, 70], 1), device);
         let chosen = Tensor::from_data(TensorData::new((0..15).collect::<Vec<i32>>(), [3, 5]), (device, DType::I32));
-        let ahead = Ahead { ids: ints(&[1, 2, 3], device), past: ints(&[4, 5, 13], device), chosen };
-        let held = ahead.clone();
+        let state = DecodeState { ids: ints(&[1, 2, 3], device), context_lens: ints(&[4, 5, 13], device), chosen };
+        let held = state.clone();
         let mut found = Vec::new();
-        for Ahead { ids, past, chosen } in [advance(logits, ahead), held] {
-            for tensor in [ids.try_into_vec_as::<i32>(), past.try_into_vec_as(), chosen.try_into_vec_as()] {
+        for DecodeState { ids, context_lens, chosen } in [advance(logits, state), held] {
+            for tensor in [ids.try_into_vec_as::<i32>(), context_lens.try_into_vec_as(), chosen.try_into_vec_as()] {
                 found.push(tensor.unwrap());
             }
         }
@@ -333,7 +333,7 @@ fn operations_refuse_what_does_not_fit_together() {
     };
     let words = |shape: [usize; 3]| Tensor::<3, Int>::zeros(shape, (&gpu, DType::I32)).into_dispatch();
     let some = |count: usize| ints(&vec![0; count], &gpu).into_dispatch();
-    let places = |shape: [usize; 2]| Tensor::<2, Int>::zeros(shape, (&gpu, DType::I32)).into_dispatch();
+    let ints_of = |shape: [usize; 2]| Tensor::<2, Int>::zeros(shape, (&gpu, DType::I32)).into_dispatch();
     let refused =
         |what: &str, text: String| assert!(text.contains("and not") || text.contains("positions"), "{what}: {text}");
 
@@ -376,7 +376,7 @@ fn operations_refuse_what_does_not_fit_together() {
     let rows = [row(0, 7, 2), row(1, 0, 2)];
     let (buffer, new) = ([2, 3, 9, 8], [4, 3, 8]);
     let append = |keys: &[usize], values: &[usize], new: &[usize], rows: &[PackedRow]| {
-        let (lens, layout) = (some(rows.len()), places([rows.len(), 3]));
+        let (lens, layout) = (some(rows.len()), ints_of([rows.len(), 3]));
         Ops::append(floats(keys), floats(values), floats(new), floats(new), lens, layout, rows.into())
     };
     drop(append(&buffer, &buffer, &new, &rows));
@@ -392,7 +392,7 @@ fn operations_refuse_what_does_not_fit_together() {
     refused("slot", panic_of(|| append(&buffer, &buffer, &new, &[row(0, 7, 2), row(2, 0, 2)])));
 
     let attend = |query: &[usize], keys: &[usize], values: &[usize], lens: usize, layout: [usize; 2]| {
-        Ops::attend(floats(query), floats(keys), floats(values), some(lens), places(layout), rows[..].into())
+        Ops::attend(floats(query), floats(keys), floats(values), some(lens), ints_of(layout), rows[..].into())
     };
     drop(attend(&new, &buffer, &buffer, 2, [2, 3]));
     refused("one slot", panic_of(|| attend(&new, &[1, 3, 9, 8], &[1, 3, 9, 8], 2, [2, 3])));
@@ -405,13 +405,13 @@ fn operations_refuse_what_does_not_fit_together() {
     drop(norm(16));
     refused("gamma", panic_of(|| norm(4)));
     refused("logits", panic_of(|| Ops::argmax(floats(&[5]))));
-    let advance = |ids: usize, past: usize, chosen: [usize; 2]| {
-        Ops::advance(floats(&[2, 16]), some(ids), some(past), places(chosen))
+    let advance = |ids: usize, context_lens: usize, chosen: [usize; 2]| {
+        Ops::advance(floats(&[2, 16]), some(ids), some(context_lens), ints_of(chosen))
     };
     drop(advance(2, 2, [2, 4]));
     refused("ids", panic_of(|| advance(1, 2, [2, 4])));
     refused("past", panic_of(|| advance(2, 1, [2, 4])));
-    refused("places", panic_of(|| advance(2, 2, [1, 4])));
+    refused("columns", panic_of(|| advance(2, 2, [1, 4])));
 }
 
 #[test]

@@ -91,11 +91,11 @@ pub fn sum<S: Simd, const V: usize>(simd: S, x: Wide<S, V>) -> f32 {
 pub fn largest<S: Simd, const V: usize>(simd: S, x: Wide<S, V>) -> f32 {
     let mut a = [0.0; LANES];
     store(simd, x, &mut a);
-    let mut most = a[0];
+    let mut max = a[0];
     for value in a {
-        most = if value > most { value } else { most };
+        max = if value > max { value } else { max };
     }
-    most
+    max
 }
 
 /// `e^x` for x up to 88, within 2e-7 of it in proportion; 0 below -87.3, NaN of NaN.

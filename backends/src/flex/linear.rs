@@ -23,11 +23,11 @@ use crate::pages::zeroed;
 /// Rows of `x` that are multiplied at a time: as many sums as there are registers for.
 const MAX_ROWS: usize = 12;
 
-/// Inputs of which the elements of a group of rows lie in the nearest cache while they are interleaved.
-const INTERLEAVED: usize = 256;
+/// Inputs of which the elements of a group of rows lie in the nearest cache while their panel is packed.
+const PANELS: usize = 256;
 
-/// Most numbers that are kept for the next product to be interleaved in: 512 rows of GPT-2's widest activations, 6 MB.
-const MOST_KEPT: usize = 512 * 4 * 768;
+/// Most numbers that are kept for the panels of the next product: 512 rows of GPT-2's widest activations, 6 MB.
+const MAX_KEPT: usize = 512 * 4 * 768;
 
 /// Groups of rows from which on a tile of halves is widened once for all of them, and not in each of their products.
 const WORTH_WIDENING: usize = 6;
@@ -100,45 +100,45 @@ pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogu
     let out = Output::new(out, outputs);
     // A weight costs about as much to read as to multiply with three rows.
     let worth_threads = inputs * outputs * (rows + 3) >= WORTH_THREADS;
-    with_interleaved(x, &groups, inputs, |interleaved| {
+    with_panels(x, &groups, inputs, |panels| {
         for_tiles(outputs, &groups, worth_threads, |tile, groups| {
-            arch.dispatch(Tile { tile, weights, groups, interleaved, epilogue, out });
+            arch.dispatch(Tile { tile, weights, groups, panels, epilogue, out });
         });
     });
 }
 
 thread_local! {
-    /// What [`interleave`] makes, again and again: memory that is asked for anew is cleared by the system, page by page.
-    static INTERLEAVED_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    /// What [`pack_panel`] makes, again and again: memory that is asked for anew is cleared by the system, page by page.
+    static PANEL_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Does `work` with `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the
 /// second ones...
-fn with_interleaved(x: &[f32], groups: &[Group], inputs: usize, work: impl FnOnce(&[f32])) {
+fn with_panels(x: &[f32], groups: &[Group], inputs: usize, work: impl FnOnce(&[f32])) {
     let size = groups.first().map_or(1, |group| group.rows);
     if size == 1 || inputs == 0 {
         return work(x);
     }
     // Taken out, since a thread that waits may take up another product.
-    let mut elements = INTERLEAVED_ROWS.take();
+    let mut elements = PANEL_ROWS.take();
     elements.resize(elements.len().max(x.len()), 0.0);
     let parts = elements[..x.len()].par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs));
-    parts.for_each(|(to, from)| interleave(from, inputs, to));
+    parts.for_each(|(to, from)| pack_panel(from, inputs, to));
     work(&elements[..x.len()]);
-    if elements.len() <= MOST_KEPT {
-        INTERLEAVED_ROWS.set(elements);
+    if elements.len() <= MAX_KEPT {
+        PANEL_ROWS.set(elements);
     }
 }
 
 /// A group's rows, one behind the other in `from`.
-fn interleave(from: &[f32], inputs: usize, to: &mut [f32]) {
+fn pack_panel(from: &[f32], inputs: usize, to: &mut [f32]) {
     macro_rules! for_rows {
         ($($rows:literal)*) => {
             match from.len() / inputs {
                 $($rows => {
                     let (to, _) = to.as_chunks_mut::<$rows>();
-                    for (block, to) in to.chunks_mut(INTERLEAVED).enumerate() {
-                        let part = |row| &from[row * inputs + block * INTERLEAVED..][..to.len()];
+                    for (block, to) in to.chunks_mut(PANELS).enumerate() {
+                        let part = |row| &from[row * inputs + block * PANELS..][..to.len()];
                         let parts: [&[f32]; $rows] = std::array::from_fn(part);
                         for (input, to) in to.iter_mut().enumerate() {
                             for row in 0..$rows {
@@ -178,7 +178,7 @@ struct Tile<'a, E> {
     tile: usize,
     weights: Packed<'a, E>,
     groups: &'a [Group],
-    interleaved: &'a [f32],
+    panels: &'a [f32],
     epilogue: Epilogue<'a>,
     out: Output<'a>,
 }
@@ -188,7 +188,7 @@ impl<E: Element> WithSimd for Tile<'_, E> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        let Self { tile, weights: Packed { tiles, inputs, .. }, groups, interleaved, epilogue, out } = self;
+        let Self { tile, weights: Packed { tiles, inputs, .. }, groups, panels, epilogue, out } = self;
         let (weights, _) = tiles[tile * TILE * inputs..][..TILE * inputs].as_chunks::<TILE>();
         if groups.len() >= WORTH_WIDENING && size_of::<E>() < size_of::<f32>() {
             // Widened once for all rows, into what stays in a near cache.
@@ -196,9 +196,9 @@ impl<E: Element> WithSimd for Tile<'_, E> {
             for row in weights {
                 wide.push(E::widen_with(simd, row));
             }
-            return simd.vectorize(Products { tile, weights: &wide[..], groups, interleaved, epilogue, out });
+            return simd.vectorize(Products { tile, weights: &wide[..], groups, panels, epilogue, out });
         }
-        simd.vectorize(Products { tile, weights, groups, interleaved, epilogue, out });
+        simd.vectorize(Products { tile, weights, groups, panels, epilogue, out });
     }
 }
 
@@ -208,7 +208,7 @@ struct Products<'a, 't, W> {
     tile: usize,
     weights: &'t [[W; TILE]],
     groups: &'a [Group],
-    interleaved: &'a [f32],
+    panels: &'a [f32],
     epilogue: Epilogue<'a>,
     out: Output<'a>,
 }
@@ -233,7 +233,7 @@ impl<W: Element> WithSimd for Products<'_, '_, W> {
 fn products<S: Simd, W: Element, const V: usize>(simd: S, task: Products<'_, '_, W>) {
     let inputs = task.weights.len();
     for (turn, group) in task.groups.iter().enumerate() {
-        let x = &task.interleaved[group.first * inputs..][..group.rows * inputs];
+        let x = &task.panels[group.first * inputs..][..group.rows * inputs];
         macro_rules! for_rows {
             ($($rows:literal)*) => {
                 match group.rows {

@@ -3,7 +3,7 @@
 
 use std::marker::PhantomData;
 
-/// A row-major matrix of which threads write disjoint pieces of rows.
+/// A row-major matrix of which threads write disjoint ranges of rows.
 #[derive(Clone, Copy)]
 pub struct Output<'a> {
     start: *mut f32,
@@ -13,7 +13,7 @@ pub struct Output<'a> {
 }
 
 // SAFETY: it stands for a `&mut [f32]`, which may be sent; and writing from several threads is what `row_part`'s
-// callers promise to do in different places.
+// callers promise to do in disjoint ranges.
 unsafe impl Send for Output<'_> {}
 // SAFETY: as above.
 unsafe impl Sync for Output<'_> {}

@@ -17,12 +17,12 @@ pub struct Group {
     pub rows: usize,
 }
 
-/// Splits rows into groups of at most `most`, evenly: 13 rows are 7 and 6, since few rows at a time leave multipliers idle.
-pub fn split(rows: usize, most: usize) -> Vec<Group> {
+/// Splits rows into groups of at most `max`, evenly: 13 rows are 7 and 6, since few rows at a time leave multipliers idle.
+pub fn split(rows: usize, max: usize) -> Vec<Group> {
     if rows == 0 {
         return Vec::new();
     }
-    let size = rows.div_ceil(rows.div_ceil(most));
+    let size = rows.div_ceil(rows.div_ceil(max));
     (0..rows).step_by(size).map(|first| Group { first, rows: size.min(rows - first) }).collect()
 }
 

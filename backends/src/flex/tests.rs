@@ -118,8 +118,8 @@ fn check_int8([rows, inputs, outputs]: [usize; 3], [bias, use_gelu, residual]: [
 
 /// Numbers in steps of the largest of them divided by 127.
 fn rounded(x: &[f32]) -> Vec<f64> {
-    let most = x.iter().fold(0.0_f32, |most, x| most.max(x.abs()));
-    let (per_step, step) = (127.0 / most, f64::from(most / 127.0));
+    let max = x.iter().fold(0.0_f32, |max, x| max.max(x.abs()));
+    let (per_step, step) = (127.0 / max, f64::from(max / 127.0));
     x.iter().map(|x| f64::from((x * per_step).round_ties_even()) * step).collect()
 }
 

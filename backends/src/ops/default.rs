@@ -74,11 +74,11 @@ pub fn packed_columns<B: Backend>(tiles: FloatTensor<B>, ids: IntTensor<B>) -> F
 
 /// Ids or lengths in i32, where arithmetic on them does not overflow; those that it cannot hold are as large as can be.
 pub(crate) fn as_i32<B: Backend>(integers: IntTensor<B>) -> IntTensor<B> {
-    let most = i64::from(i32::MAX);
+    let max = i64::from(i32::MAX);
     let bounded = match integers.dtype() {
         DType::I32 => return integers,
-        DType::I64 => B::int_clamp(integers, i64::from(i32::MIN).into(), most.into()),
-        DType::U32 | DType::U64 => B::int_clamp_max(integers, most.into()),
+        DType::I64 => B::int_clamp(integers, i64::from(i32::MIN).into(), max.into()),
+        DType::U32 | DType::U64 => B::int_clamp_max(integers, max.into()),
         _ => integers,
     };
     B::int_cast(bounded, IntDType::I32)
@@ -209,8 +209,8 @@ fn masked_scores<B: Backend>(
 
 /// Over the last of four dimensions.
 fn softmax<B: Backend>(scores: FloatTensor<B>) -> FloatTensor<B> {
-    let most = B::float_max_dim(scores.clone(), 3);
-    let weights = B::float_exp(B::float_sub(scores, most));
+    let max = B::float_max_dim(scores.clone(), 3);
+    let weights = B::float_exp(B::float_sub(scores, max));
     let total = B::float_sum_dim(weights.clone(), 3);
     B::float_div(weights, total)
 }
@@ -250,8 +250,8 @@ pub fn argmax<B: Backend>(logits: FloatTensor<B>) -> IntTensor<B> {
     // backend's own opinion of its order does not matter.
     let is_bad = B::bool_not(B::float_lower_elem(logits.clone(), f64::INFINITY.into(), store));
     let logits = B::float_mask_fill(logits, is_bad.clone(), f64::NEG_INFINITY.into());
-    let most = B::float_max_dim(logits.clone(), 1);
-    let has_none = B::float_lower_equal_elem(most, f64::NEG_INFINITY.into(), store);
+    let max = B::float_max_dim(logits.clone(), 1);
+    let has_none = B::float_lower_equal_elem(max, f64::NEG_INFINITY.into(), store);
     let is_flagged = B::bool_or(B::bool_any_dim(is_bad, 1), has_none);
     let ids = B::int_cast(B::float_argmax(logits, 1, IntDType::I32), IntDType::I32);
     B::int_reshape(B::int_mask_fill(ids, is_flagged, NOT_A_NUMBER.into()), Shape::new([rows]))
@@ -260,22 +260,22 @@ pub fn argmax<B: Backend>(logits: FloatTensor<B>) -> IntTensor<B> {
 /// See [`Gpt2Ops::advance`](super::Gpt2Ops::advance).
 pub fn advance<B: Backend>(
     logits: FloatTensor<B>,
-    past: IntTensor<B>,
+    context_lens: IntTensor<B>,
     chosen: IntTensor<B>,
 ) -> (IntTensor<B>, IntTensor<B>, IntTensor<B>) {
     let ids = argmax::<B>(logits);
-    let [batch, places] = chosen.shape().dims();
+    let [batch, columns] = chosen.shape().dims();
     let wide = |ints: IntTensor<B>, dims: [usize; 2]| {
-        B::int_expand(B::int_reshape(ints, Shape::new(dims)), Shape::new([batch, places]))
+        B::int_expand(B::int_reshape(ints, Shape::new(dims)), Shape::new([batch, columns]))
     };
-    let place = B::int_remainder_scalar(lengths::<B>(past.clone()), (places as i64).into());
-    let device = past.device();
-    let ramp = B::int_arange(0..places as i64, &device, IntDType::I32);
-    let is_here = B::int_equal(wide(ramp, [1, places]), wide(place, [batch, 1]), bool_store::<B>(&device));
+    let column = B::int_remainder_scalar(lengths::<B>(context_lens.clone()), (columns as i64).into());
+    let device = context_lens.device();
+    let ramp = B::int_arange(0..columns as i64, &device, IntDType::I32);
+    let is_here = B::int_equal(wide(ramp, [1, columns]), wide(column, [batch, 1]), bool_store::<B>(&device));
     let of_row = B::int_cast(ids.clone(), chosen.dtype().into());
     let chosen = B::int_mask_where(chosen, is_here, wide(of_row, [batch, 1]));
     // Whatever is looked up next is in the vocabulary.
-    (B::int_clamp_min(ids, 0.into()), B::int_add_scalar(past, 1.into()), chosen)
+    (B::int_clamp_min(ids, 0.into()), B::int_add_scalar(context_lens, 1.into()), chosen)
 }
 
 /// How a device stores truth values: not all have a type for them.

@@ -5,7 +5,7 @@ use burn::backend::{Backend, TensorMetadata};
 use burn::tensor::{DType, Shape, Slice};
 
 use super::default::{bool_store, cast, finish};
-use super::{GROUP, Gelu, LEAST_SCALE, MOST_STEPS, TILE};
+use super::{GROUP, Gelu, LEAST_SCALE, MAX_STEPS, TILE};
 
 /// Below, the numbers of a group count as 0.
 const TINY: f64 = 1e-30;
@@ -37,8 +37,8 @@ pub fn quantize<B: Backend>(matrix: FloatTensor<B>, of_scales: DType) -> (IntTen
             _ => byte,
         }
     };
-    let place = |index: usize| B::int_mul_scalar(byte(index), (1_i32 << (8 * index)).into());
-    let words = (1..4).fold(place(0), |word, index| B::int_add(word, place(index)));
+    let shifted = |index: usize| B::int_mul_scalar(byte(index), (1_i32 << (8 * index)).into());
+    let words = (1..4).fold(shifted(0), |word, index| B::int_add(word, shifted(index)));
     let words = B::int_reshape(words, Shape::new([quads, tiles, TILE]));
     let scales = B::float_reshape(scales, Shape::new([groups, tiles, TILE]));
     (B::int_permute(words, &[1, 0, 2]), B::float_permute(scales, &[1, 0, 2]))
@@ -46,14 +46,14 @@ pub fn quantize<B: Backend>(matrix: FloatTensor<B>, of_scales: DType) -> (IntTen
 
 /// The largest magnitudes of groups divided by 127, in a type that the device has. Among the least numbers of f16 the steps are
 /// so coarse that the nearest one may be far too small for its group, or 0: then it is the next one.
-fn rounded_scales<B: Backend>(most: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
-    let scales = cast::<B>(B::float_div_scalar(most.clone(), 127.0.into()), dtype);
+fn rounded_scales<B: Backend>(max: FloatTensor<B>, dtype: DType) -> FloatTensor<B> {
+    let scales = cast::<B>(B::float_div_scalar(max.clone(), 127.0.into()), dtype);
     if dtype != DType::F16 {
         return scales;
     }
     let scales = cast::<B>(scales, DType::F32);
     let store = bool_store::<B>(&scales.device());
-    let is_too_small = B::float_lower(B::float_mul_scalar(scales.clone(), MOST_STEPS.into()), most, store);
+    let is_too_small = B::float_lower(B::float_mul_scalar(scales.clone(), MAX_STEPS.into()), max, store);
     let next = B::float_add_scalar(scales.clone(), f64::from(LEAST_SCALE).into());
     cast::<B>(B::float_mask_where(scales, is_too_small, next), dtype)
 }
@@ -122,12 +122,12 @@ fn round<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     let [rows, inputs] = x.shape().dims();
     let groups = inputs.div_ceil(GROUP);
     let grouped = B::float_reshape(lengthen::<B>(x, 1, groups * GROUP), Shape::new([rows, groups, GROUP]));
-    let most = largest::<B>(grouped.clone(), 2); // [N, groups, 1]
-    let is_tiny = B::float_lower_equal_elem(most.clone(), TINY.into(), bool_store::<B>(&most.device()));
-    let steps = B::float_full(most.shape(), 127.0.into(), &most.device(), most.dtype().into());
-    let per_step = B::float_mask_fill(B::float_div(steps, most.clone()), is_tiny, 0.0.into());
+    let max = largest::<B>(grouped.clone(), 2); // [N, groups, 1]
+    let is_tiny = B::float_lower_equal_elem(max.clone(), TINY.into(), bool_store::<B>(&max.device()));
+    let steps = B::float_full(max.shape(), 127.0.into(), &max.device(), max.dtype().into());
+    let per_step = B::float_mask_fill(B::float_div(steps, max.clone()), is_tiny, 0.0.into());
     let whole = B::float_round(B::float_mul(grouped, per_step));
-    let rounded = B::float_mul(whole, B::float_div_scalar(most, 127.0.into()));
+    let rounded = B::float_mul(whole, B::float_div_scalar(max, 127.0.into()));
     let rounded = B::float_reshape(rounded, Shape::new([rows, groups * GROUP]));
     B::float_slice(rounded, &[Slice::from(0..rows), Slice::from(0..inputs)])
 }

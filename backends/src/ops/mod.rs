@@ -31,8 +31,8 @@ pub(crate) const QUAD: usize = 4;
 /// The least scale of a group of weights, and the step between the least ones: the smallest number above 0 in f16, 2^-24.
 pub(crate) const LEAST_SCALE: f32 = 5.960_464_5e-8;
 
-/// As many scales a weight may be away from 0 to be cut to 127 of them at the cost of half a scale, which rounding costs anyway.
-pub(crate) const MOST_STEPS: f32 = 127.5;
+/// As many scales a weight may be away from 0 to be clamped to 127 of them at the cost of half a scale, which rounding costs anyway.
+pub(crate) const MAX_STEPS: f32 = 127.5;
 
 /// The forms of the Gaussian error linear unit (Hendrycks and Gimpel, 2016).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -195,19 +195,19 @@ pub trait Gpt2Ops: Backend {
         default::argmax::<Self>(logits)
     }
 
-    /// A step of greedy decoding that stays on the device: the likeliest token of each row of `logits`, `[B, V]`, goes to
-    /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at place `past[b] % N`; then `past`, `[B]`, is one more. All are in i32, and
+    /// A step of greedy decoding that stays on the device: the most likely token of each row of `logits`, `[B, V]`, goes to
+    /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at place `context_lens[b] % N`; then `context_lens`, `[B]`, is one more. All are in i32, and
     /// written in place if nothing else refers to them. For a row that has no such token (see [`argmax`](Self::argmax)),
     /// `chosen` gets -1, and `ids` that of some token.
-    #[fusion(meta = |_, ids, past, chosen| (ids.clone(), past.clone(), chosen.clone()))]
+    #[fusion(meta = |_, ids, context_lens, chosen| (ids.clone(), context_lens.clone(), chosen.clone()))]
     fn advance(
         logits: FloatTensor<Self>,
         ids: IntTensor<Self>,
-        past: IntTensor<Self>,
+        context_lens: IntTensor<Self>,
         chosen: IntTensor<Self>,
     ) -> (IntTensor<Self>, IntTensor<Self>, IntTensor<Self>) {
         let _ = ids;
-        default::advance::<Self>(logits, past, chosen)
+        default::advance::<Self>(logits, context_lens, chosen)
     }
 }
 

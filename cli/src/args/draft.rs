@@ -61,7 +61,8 @@ impl DraftArgs {
 /// What drafts were worth, in words; `plain` is the time of a plain decode step, where that was measured.
 pub fn summary(report: &SpeculationReport, plain: Option<f64>) -> String {
     let percent = |share: Option<f64>| share.map_or("-".to_owned(), |share| format!("{:.1}%", 100.0 * share));
-    let positions = report.by_position.iter().map(|place| percent(Some(place.accepted as f64 / place.judged as f64)));
+    let positions =
+        report.by_position.iter().map(|position| percent(Some(position.accepted as f64 / position.verified as f64)));
     let positions: Vec<String> = positions.collect();
     let (rounds, drafted, accepted) = (report.rounds, report.drafted, report.accepted);
     let mut text = format!(
@@ -92,7 +93,7 @@ pub fn summary(report: &SpeculationReport, plain: Option<f64>) -> String {
 pub fn figures(report: &SpeculationReport, plain: Option<f64>) -> Value {
     let plain = plain.or(report.plain_step_seconds());
     let by_position: Vec<_> =
-        report.by_position.iter().map(|place| place.accepted as f64 / place.judged as f64).collect();
+        report.by_position.iter().map(|position| position.accepted as f64 / position.verified as f64).collect();
     json!({
         "draft": report.draft,
         "rounds": report.rounds,

@@ -173,15 +173,15 @@ impl ModelArgs {
     ) -> Result<Gpt2, Failure> {
         let _shown = progress::loading(&checkpoint.config);
         match self.kernels {
-            OnOff::On => Ok(checkpoint.load_prepared(device, format)?),
+            OnOff::On => Ok(checkpoint.load_packed(device, format)?),
             OnOff::Off => Ok(checkpoint.load(device, float_dtype(format)?)?),
         }
     }
 
     /// The model in the type asked for, computed by kernels unless they are off.
-    pub fn prepare(&self, model: Gpt2) -> Result<Gpt2, Failure> {
+    pub fn pack(&self, model: Gpt2) -> Result<Gpt2, Failure> {
         match self.kernels {
-            OnOff::On => Ok(model.prepare(self.dtype.into())?),
+            OnOff::On => Ok(model.pack(self.dtype.into())?),
             OnOff::Off => Ok(model.cast(float_dtype(self.dtype.into())?)?),
         }
     }

@@ -1,4 +1,4 @@
-//! `--prefix-cache`, `--prefix-cache-file`: what was computed for the beginnings of prompts is used again.
+//! `--prefix-cache`, `--prefix-cache-file`: what was computed for the prefixes of prompts is used again.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -14,7 +14,7 @@ const FLAG: &str = "--prefix-cache";
 /// Whether prompts share what was computed.
 #[derive(Args, Clone, Debug)]
 pub struct PrefixArgs {
-    /// Compute once what prompts begin with: `radix` whatever beginning they share, `exact` only whole prompts that are the
+    /// Compute once what prompts begin with: `radix` whatever prefix they share, `exact` only whole prompts that are the
     /// same; without a value: radix
     #[arg(long, value_enum, value_name = "WHAT")]
     prefix_cache: Option<PrefixCacheName>,
@@ -26,7 +26,7 @@ pub struct PrefixArgs {
     prefix_cache_mb: usize,
     /// Keep those of new tokens too, for prompts that go on where a text ended
     #[arg(long)]
-    pub keep_generated: bool,
+    pub cache_generated: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -56,7 +56,7 @@ impl PrefixArgs {
         match (self.prefix_cache, &self.prefix_cache_file) {
             (Some(PrefixCacheName::Off), Some(_)) => Err(misuse("--prefix-cache off leaves nothing for a file")),
             (Some(PrefixCacheName::Off), None) | (None, None) => {
-                given.refuse(&["prefix_cache_mb", "keep_generated"], "has no effect without --prefix-cache")
+                given.refuse(&["prefix_cache_mb", "cache_generated"], "has no effect without --prefix-cache")
             }
             _ => Ok(()),
         }

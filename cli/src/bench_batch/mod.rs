@@ -21,7 +21,7 @@ use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use indicatif::{ProgressBar, ProgressStyle};
 use report::{Measured, Served};
-use work::{Job, Span, Work};
+use work::{Job, LengthRange, Work};
 
 use crate::args::model::ModelArgs;
 use crate::args::shape::ShapeArgs;
@@ -45,10 +45,10 @@ pub struct Args {
     rate: f64,
     /// Tokens of the prompts: from so many to so many
     #[arg(long, value_name = "N:M", default_value = "16:384")]
-    prompt: Span,
+    prompt: LengthRange,
     /// New tokens of each
     #[arg(long, value_name = "N:M", default_value = "16:128")]
-    new: Span,
+    new: LengthRange,
     /// Tokens that all prompts begin with; with some, there is a cache of prefixes
     #[arg(long, value_name = "N", default_value_t = 0)]
     shared: usize,
@@ -92,7 +92,7 @@ pub fn run(args: &Args, given: &Given) -> Result<(), Failure> {
 fn bench(args: &Args) -> Result<(), Failure> {
     let (model, _) = args.shape.load(&args.model, args.seed, &args.model.device()?)?;
     let (n_positions, vocab_size) = (model.config().n_positions, model.config().vocab_size);
-    let tokens = args.shared.saturating_add(args.prompt.most).saturating_add(args.new.most - 1);
+    let tokens = args.shared.saturating_add(args.prompt.max).saturating_add(args.new.max - 1);
     if tokens > n_positions {
         let message = "shared and own tokens of a prompt and new ones need";
         return Err(format!(
@@ -131,7 +131,7 @@ fn bench(args: &Args) -> Result<(), Failure> {
 
 fn options(args: &Args) -> BatchOptions {
     let options = BatchOptions::default().with_max_rows(args.max_rows).with_step_tokens(args.step_tokens);
-    options.with_max_waiting(usize::MAX).with_max_row_tokens(args.shared + args.prompt.most + args.new.most)
+    options.with_max_waiting(usize::MAX).with_max_row_tokens(args.shared + args.prompt.max + args.new.max)
 }
 
 fn request(job: &Job) -> RowRequest {
@@ -143,7 +143,7 @@ fn request(job: &Job) -> RowRequest {
     }
 }
 
-/// The beginnings of some requests, in a batch of their own.
+/// The first tokens of some requests, in a batch of their own.
 fn warm_up(generator: &Generator, jobs: &[Job], args: &Args) -> Result<(), Failure> {
     let mut batch = generator.batch(options(args))?;
     for job in jobs.iter().take(4) {

@@ -12,28 +12,28 @@ pub struct Job {
 
 /// From so many to so many, both included.
 #[derive(Clone, Copy, Debug)]
-pub struct Span {
-    pub least: usize,
-    pub most: usize,
+pub struct LengthRange {
+    pub min: usize,
+    pub max: usize,
 }
 
-impl std::str::FromStr for Span {
+impl std::str::FromStr for LengthRange {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let (least, most) = text.split_once(':').unwrap_or((text, text));
+        let (min, max) = text.split_once(':').unwrap_or((text, text));
         let number = |text: &str| text.parse::<usize>().map_err(|error| format!("`{text}`: {error}"));
-        match (number(least)?, number(most)?) {
+        match (number(min)?, number(max)?) {
             (0, _) => Err("at least 1".to_owned()),
-            (least, most) if least > most => Err(format!("{least} is more than {most}")),
-            (least, most) => Ok(Self { least, most }),
+            (min, max) if min > max => Err(format!("{min} is more than {max}")),
+            (min, max) => Ok(Self { min, max }),
         }
     }
 }
 
-impl std::fmt::Display for Span {
+impl std::fmt::Display for LengthRange {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.least, self.most)
+        write!(f, "{}:{}", self.min, self.max)
     }
 }
 
@@ -42,8 +42,8 @@ pub struct Work {
     pub requests: usize,
     /// Arrivals a second, a Poisson process; 0: all at once.
     pub rate: f64,
-    pub prompt: Span,
-    pub new: Span,
+    pub prompt: LengthRange,
+    pub new: LengthRange,
     /// Tokens that all prompts begin with.
     pub shared: usize,
     pub seed: u64,
@@ -98,9 +98,9 @@ impl Python {
         }
     }
 
-    /// `randint(least, most)`.
-    fn within(&mut self, span: Span) -> usize {
-        span.least + self.below(span.most - span.least + 1)
+    /// `randint(min, max)`.
+    fn within(&mut self, span: LengthRange) -> usize {
+        span.min + self.below(span.max - span.min + 1)
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
         let mut python = Python::new(1);
         let drawn: Vec<usize> = (0..5).map(|_| python.below(50_256)).collect();
         assert_eq!(drawn, [8805, 37303, 50054, 4135, 16716]);
-        assert_eq!(python.within(Span { least: 16, most: 384 }), 76);
+        assert_eq!(python.within(LengthRange { min: 16, max: 384 }), 76);
         assert!((-(1.0 - python.uniform()).ln() / 2.0 - 0.34202938982980013).abs() < 1e-15);
     }
 }

@@ -300,9 +300,9 @@ fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Resu
         None => sample_prompts::random(config.vocab_size, batch, prompt_tokens, args.seed),
     };
     if args.ragged {
-        let shortest = prompt_tokens.min(16);
+        let min_len = prompt_tokens.min(16);
         for (row, prompt) in prompts.iter_mut().enumerate() {
-            prompt.truncate(shortest + row * (prompt_tokens - shortest) / (batch - 1));
+            prompt.truncate(min_len + row * (prompt_tokens - min_len) / (batch - 1));
         }
     }
     Ok(Work { prompts, prompt_tokens, new_tokens, is_ragged: args.ragged })
@@ -426,7 +426,7 @@ fn row(
         decoder: candidate.generator.decoder().to_string(),
         dtype: args.model.dtype.to_string(),
         cache_dtype: name_of(cache_dtype),
-        kernels: model.is_prepared(),
+        kernels: model.is_packed(),
         threads: Threads::current(),
         batch: work.prompts.len(),
         prompt_tokens: work.prompt_tokens,

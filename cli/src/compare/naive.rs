@@ -6,7 +6,7 @@ use super::{Run, Work, request};
 use crate::args::Failure;
 
 /// Fewest steps that are timed.
-const FEWEST: usize = 5;
+const MIN_STEPS: usize = 5;
 
 /// The steps to be timed so that it takes about `seconds`; none if there is time for all.
 pub fn steps(generator: &Generator, work: &Work, seconds: f64) -> Result<Option<Vec<usize>>, Failure> {
@@ -14,10 +14,10 @@ pub fn steps(generator: &Generator, work: &Work, seconds: f64) -> Result<Option<
     // Estimated with steps that cost as much as they are long.
     let prompt_length = work.prompts.iter().map(Vec::len).sum::<usize>() as f64 / work.prompts.len() as f64;
     let mean = first * (prompt_length + (work.new_tokens - 1) as f64 / 2.0) / prompt_length;
-    if mean * work.new_tokens as f64 <= seconds || work.new_tokens <= FEWEST {
+    if mean * work.new_tokens as f64 <= seconds || work.new_tokens <= MIN_STEPS {
         return Ok(None);
     }
-    let count = ((seconds / mean) as usize).clamp(FEWEST, work.new_tokens);
+    let count = ((seconds / mean) as usize).clamp(MIN_STEPS, work.new_tokens);
     Ok(Some((0..count).map(|at| at * (work.new_tokens - 1) / (count - 1)).collect()))
 }
 

@@ -64,9 +64,9 @@ impl Chart {
         let (header, body) = root.split_vertically(66);
         self.draw_header(&header)?;
         let (low, high) = self.range();
-        let most = self.series.iter().flat_map(|series| &series.measured).map(|point| point.0).fold(1.0, f64::max);
+        let max = self.series.iter().flat_map(|series| &series.measured).map(|point| point.0).fold(1.0, f64::max);
         let (scale, unit) = self.scale(high);
-        let x = Ticks::linear(0.0, most * 1.03, 9);
+        let x = Ticks::linear(0.0, max * 1.03, 9);
         let y = match self.unit {
             Unit::Seconds => Ticks::logarithmic(low / scale, high / scale),
             Unit::Bytes => Ticks::linear(0.0, high * 1.08 / scale, 7),
@@ -166,9 +166,9 @@ struct Ticks {
 }
 
 impl Ticks {
-    /// From `low` to `high`, with up to `most` ticks.
-    fn linear(low: f64, high: f64, most: usize) -> Self {
-        let least = (high - low) / most as f64;
+    /// From `low` to `high`, with up to `max` ticks.
+    fn linear(low: f64, high: f64, max: usize) -> Self {
+        let least = (high - low) / max as f64;
         let power = 10_f64.powf(least.log10().floor());
         let step = [1.0, 2.0, 2.5, 5.0, 10.0].map(|step| step * power).into_iter().find(|step| *step >= least);
         let step = step.unwrap_or(10.0 * power);

@@ -68,7 +68,7 @@ fn start(args: &Args, plan: &Plan, decoder: DecoderName, device: &Device) -> Res
     }
     let tiny =
         Gpt2Config { vocab_size: 64, n_positions: 16, n_embd: 32, n_layer: 1, n_head: 1, ..Gpt2Config::default() };
-    let generator = Generator::new(args.model.prepare(tiny.init(device)?)?);
+    let generator = Generator::new(args.model.pack(tiny.init(device)?)?);
     generator.complete(&request(vec![vec![0; 8]], 4))?;
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! What `gpt2_burn::cost` says of a point.
 
 use gpt2_burn::burn::tensor::DType;
-use gpt2_burn::cost::{Cost, Counted, Hardware, Pass, Precision, Speculation};
+use gpt2_burn::cost::{Cost, Counted, Hardware, Pass, Precision, SpeculationCost};
 use gpt2_burn::generate::Generator;
 use gpt2_burn::speculative::{Draft, DraftLen, SpeculationReport};
 use gpt2_burn::{Gpt2, Gpt2Config};
@@ -34,14 +34,14 @@ pub struct Drafting {
 impl Drafting {
     /// That of some runs; none if they made no drafts.
     pub fn of<'a>(reports: impl Iterator<Item = &'a SpeculationReport>) -> Option<Self> {
-        let (mut accepted, mut judged, mut rounds_by_len) = (0, 0, Vec::new());
+        let (mut accepted, mut verified, mut rounds_by_len) = (0, 0, Vec::new());
         for report in reports {
             accepted += report.accepted;
-            judged += report.accepted + report.rejected;
+            verified += report.accepted + report.rejected;
             rounds_by_len.resize(report.rounds_by_len.len().max(rounds_by_len.len()), 0);
             rounds_by_len.iter_mut().zip(&report.rounds_by_len).for_each(|(sum, rounds)| *sum += rounds);
         }
-        (judged > 0).then(|| Self { acceptance: accepted as f64 / judged as f64, rounds_by_len })
+        (verified > 0).then(|| Self { acceptance: accepted as f64 / verified as f64, rounds_by_len })
     }
 
     /// Mean length of a draft, rounds without one included.
@@ -107,7 +107,7 @@ impl Predictor {
         let draft = self.draft.as_ref().filter(|_| self.is_model && decoder == DecoderName::Speculative);
         let [kv, kv_of_draft] =
             [Some(&self.cost), draft].map(|cost| cost.map_or(0.0, |cost| kv(cost, self.batch, tokens)));
-        let (buffers, longest) = match decoder {
+        let (buffers, max_len) = match decoder {
             // The library's naive decoding keeps the keys and values of all layers until its forward ends.
             DecoderName::Naive => (0.0, tokens),
             // A preallocated cache is written once before it is used.
@@ -115,7 +115,7 @@ impl Predictor {
                 ((kv + kv_of_draft) / machine.reached.results, lengths.prompt)
             }
         };
-        let memory = self.cost.memory(Pass::prefill(self.batch, longest))?;
+        let memory = self.cost.memory(Pass::prefill(self.batch, max_len))?;
         let weights_of_draft = draft.map_or(0.0, Cost::parameter_bytes);
         Ok(Predicted {
             total: total + buffers,
@@ -158,7 +158,7 @@ impl Predictor {
         drafting: &Drafting,
         seconds: impl Fn(&Cost, Pass) -> gpt2_burn::Result<f64>,
     ) -> Result<f64, Failure> {
-        let pair = Speculation::new(drafting.acceptance, 0.0)?;
+        let pair = SpeculationCost::new(drafting.acceptance, 0.0)?;
         let step_of_draft = match &self.draft {
             Some(draft) => seconds(draft, Pass::decode(self.batch, length.min(draft.config().n_positions)))?,
             None => 0.0,
@@ -188,7 +188,7 @@ fn cost(model: &Gpt2, config: &Gpt2Config, cache: DType) -> Result<Cost, Failure
         _ => DType::F32,
     };
     let precision = Precision { weights, activations: model.dtype(), cache };
-    let counted = match model.is_prepared() {
+    let counted = match model.is_packed() {
         true => Counted::kernels(),
         // What nobody wants of the last layer is computed by no device.
         false => Counted { whole_last_layer: false, ..Counted::all() },

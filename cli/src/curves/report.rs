@@ -1,7 +1,7 @@
 //! What the curves show, in words: for the terminal, and as one HTML file that needs nothing else.
 
 use gpt2_burn::cost::{format_bytes, format_seconds};
-use gpt2_burn::measure::{Fit, median};
+use gpt2_burn::measure::{CurveFit, median};
 
 use super::figures::Figure;
 use super::files::Drawn;
@@ -87,7 +87,7 @@ fn findings(sweep: &Sweep) -> Vec<String> {
 fn grows(sweep: &Sweep, figure: Figure, axis: Axis) -> Option<String> {
     let said = sweep.decoders.iter().map(|&decoder| {
         let points = sweep.medians(figure, axis, decoder);
-        let (fit, first, last) = (Fit::new(&points)?, points.first()?, points.last()?);
+        let (fit, first, last) = (CurveFit::new(&points)?, points.first()?, points.last()?);
         let shares = fit.shares(last.0);
         let shares = shares.iter().zip(["constant", "linear", "quadratic"]).filter(|(share, _)| **share >= 0.005);
         let shares: Vec<String> = shares.map(|(share, name)| format!("{:.0}% {name}", 100.0 * share)).collect();
@@ -139,10 +139,10 @@ fn drafts(sweep: &Sweep) -> Option<String> {
         lens.extend(speculative.drafting.as_ref().map(Drafting::mean_len));
     }
     let middle = |values: &[f64]| median(values).unwrap_or(f64::NAN);
-    let (least, most) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
+    let (least, max) = (worth.iter().copied().reduce(f64::min)?, worth.iter().copied().reduce(f64::max)?);
     Some(format!(
         "Drafts: {} proposes {:.1} tokens a round, of which {:.0}% stand if those before them do. A token comes {:.2} times as \
-         fast as with the cache alone, from {least:.2} to {most:.2} times; on paper {:.2} times, with that share, which is \
+         fast as with the cache alone, from {least:.2} to {max:.2} times; on paper {:.2} times, with that share, which is \
          measured at each point.",
         sweep.draft.as_deref().unwrap_or("the draft"),
         middle(&lens),

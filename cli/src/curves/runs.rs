@@ -23,12 +23,12 @@ pub struct Run {
 }
 
 /// Which of naive decoding's steps are timed; none: all.
-pub fn sampled_steps(decoder: DecoderName, lengths: Lengths, most: usize) -> Option<Vec<usize>> {
-    if decoder != DecoderName::Naive || lengths.new <= most {
+pub fn sampled_steps(decoder: DecoderName, lengths: Lengths, max: usize) -> Option<Vec<usize>> {
+    if decoder != DecoderName::Naive || lengths.new <= max {
         return None;
     }
     let last = lengths.new - 1;
-    Some((0..most).map(|at| at * last / (most - 1).max(1)).collect())
+    Some((0..max).map(|at| at * last / (max - 1).max(1)).collect())
 }
 
 /// Greedy, to exactly as many tokens.

@@ -28,10 +28,10 @@ pub fn load(args: &Args, plan: &Plan, device: &Device) -> Result<(Gpt2, Option<T
 
 /// Rows as long as the longest point; shorter ones take what they need from their start.
 pub fn rows(args: &Args, plan: &Plan, model: &Gpt2, tokenizer: Option<Tokenizer>) -> Result<Vec<Vec<u32>>, Failure> {
-    let longest = plan.points.iter().flatten().map(|lengths| lengths.tokens()).max().unwrap_or(1);
+    let max_len = plan.points.iter().flatten().map(|lengths| lengths.tokens()).max().unwrap_or(1);
     match tokenizer {
-        Some(tokenizer) => sample_prompts::held_out(&tokenizer, args.batch_size, longest),
-        None => Ok(sample_prompts::random(model.config().vocab_size, args.batch_size, longest, args.seed)),
+        Some(tokenizer) => sample_prompts::held_out(&tokenizer, args.batch_size, max_len),
+        None => Ok(sample_prompts::random(model.config().vocab_size, args.batch_size, max_len, args.seed)),
     }
 }
 

@@ -19,7 +19,7 @@ use crate::args::Failure;
 use crate::args::model::OnOff;
 
 /// How often each of the machine's rates is measured at a time.
-const RATES: Repeats = Repeats { warm_up: 1, fewest: 5, seconds: 0.15 };
+const RATES: Repeats = Repeats { warm_up: 1, min_runs: 5, seconds: 0.15 };
 
 /// When it is time to measure them again: what else a machine does changes them.
 const RATES_EVERY: Duration = Duration::from_secs(20);
@@ -139,7 +139,7 @@ impl Sweep {
             model: model_name(args, plan),
             parameters: model.config().num_params(),
             dtype: args.model.dtype.to_string(),
-            kernels: model.is_prepared(),
+            kernels: model.is_packed(),
             threads: Threads::current(),
             batch: args.batch_size,
             decoders: plan.decoders.clone(),

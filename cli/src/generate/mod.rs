@@ -55,16 +55,16 @@ pub struct Args {
     /// Most tokens to add to each prompt
     #[arg(long, alias = "max_new_tokens", default_value_t = 100, value_name = "N")]
     max_new_tokens: usize,
-    /// Logits are divided by it; 0: always the likeliest token
+    /// Logits are divided by it; 0: always the most likely token
     #[arg(long, default_value_t = 0.8, value_name = "T", allow_negative_numbers = true)]
     temperature: f64,
-    /// Only the K likeliest tokens, or `off`
+    /// Only the K most likely tokens, or `off`
     #[arg(long, alias = "top_k", default_value = "200", value_parser = number_or_off::<usize>, value_name = "K|off")]
     top_k: Switch<usize>,
-    /// Only the likeliest tokens with this much probability together
+    /// Only the most likely tokens with this much probability together
     #[arg(long, alias = "top_p", default_value_t = 1.0, value_name = "P", allow_negative_numbers = true)]
     top_p: f64,
-    /// Only tokens with at least this share of the likeliest one's probability
+    /// Only tokens with at least this share of the most likely one's probability
     #[arg(long, alias = "min_p", default_value_t = 0.0, value_name = "P", allow_negative_numbers = true)]
     min_p: f64,
     /// Divides the logits of tokens that have occurred
@@ -174,7 +174,7 @@ impl Args {
             seed: self.seed,
             stop: Stop { texts: self.stop.clone(), ignore_eos: self.ignore_eos },
             on_context_end: self.on_context_end,
-            keep_generated: self.prefixes.keep_generated,
+            cache_generated: self.prefixes.cache_generated,
             ..GenerateRequest::new(self.prompts.read()?)
         })
     }

@@ -42,11 +42,11 @@ pub fn print_stream(
         let Some(event) = generation.next() else { break };
         let event = event?;
         let index = event.prompt_index * samples + event.sample;
-        let piece = if has_text { event.text } else { format!(" {}", event.id) };
+        let text = if has_text { event.text } else { format!(" {}", event.id) };
         if index == current {
-            write!(out, "{piece}")?;
+            write!(out, "{text}")?;
         } else {
-            waiting[index] += &piece;
+            waiting[index] += &text;
         }
         finished[index] |= event.finish.is_some();
     }

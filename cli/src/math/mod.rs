@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::cost::{
-    ClosedForm, Cost, Counted, DraftLength, Hardware, Pass, Precision, Speculation, Term, bytes_from_text,
+    ClosedForm, Cost, Counted, DraftLength, Hardware, Pass, Precision, SpeculationCost, Term, bytes_from_text,
 };
 use gpt2_burn::measure::{Repeats, peaks};
 use gpt2_burn::{Error, Gpt2Config};
@@ -75,7 +75,7 @@ pub struct Args {
     draft_cost: Option<f64>,
     /// Most drafted tokens a round
     #[arg(long, default_value_t = 32, value_name = "M", value_parser = RangedU64ValueParser::<usize>::new().range(..=10_000))]
-    most_drafted: usize,
+    max_drafted: usize,
     /// Print one JSON object instead of tables
     #[arg(long)]
     json: bool,
@@ -312,7 +312,7 @@ fn report(args: &Args) -> Result<Report, Failure> {
     let target = constant(&args.config, &cost, &hardware);
     // As the assignment has it: the draft's head counts, the target's does not.
     let draft_cost = args.draft_cost.unwrap_or(draft.with_head_seconds / target.without_head_seconds);
-    let speculation = Speculation::new(args.acceptance, draft_cost)?;
+    let speculation = SpeculationCost::new(args.acceptance, draft_cost)?;
     Ok(Report {
         model: args.config.clone(),
         parameters: config.num_params(),
@@ -427,11 +427,11 @@ fn case(cost: &Cost, hardware: &Hardware, Case { batch, length }: Case) -> Resul
     })
 }
 
-fn speculation_report(pair: &Speculation, args: &Args, draft_cost: f64) -> SpeculationReport {
+fn speculation_report(pair: &SpeculationCost, args: &Args, draft_cost: f64) -> SpeculationReport {
     let without = pair.without_bonus();
-    let (best_without, best_with) = (without.best(args.most_drafted), pair.best(args.most_drafted));
+    let (best_without, best_with) = (without.best(args.max_drafted), pair.best(args.max_drafted));
     // As far as it takes to see both maxima.
-    let shown = (best_without.draft_len.max(best_with.draft_len) + 2).min(args.most_drafted);
+    let shown = (best_without.draft_len.max(best_with.draft_len) + 2).min(args.max_drafted);
     let length = |m| LengthReport {
         drafted: m,
         tokens_without_bonus: without.expected_tokens(m),
@@ -461,9 +461,9 @@ fn temperatures(args: &Args, draft_cost: f64) -> Result<Option<Vec<TemperatureRe
     let accepted = target.acceptance(&draft, &ids, n_positions.div_ceil(2), temperatures, |_| {})?;
     let report = |(&temperature, acceptance): (&f64, f64)| {
         // Sums of probabilities can round to a little more than 1.
-        let pair = Speculation::new(acceptance.min(1.0), draft_cost)?;
-        let best_without_bonus = pair.without_bonus().best(args.most_drafted).into();
-        let best_with_bonus = pair.best(args.most_drafted).into();
+        let pair = SpeculationCost::new(acceptance.min(1.0), draft_cost)?;
+        let best_without_bonus = pair.without_bonus().best(args.max_drafted).into();
+        let best_with_bonus = pair.best(args.max_drafted).into();
         Ok::<_, Error>(TemperatureReport { temperature, acceptance, best_without_bonus, best_with_bonus })
     };
     Ok(Some(temperatures.iter().zip(accepted).map(report).collect::<Result<_, _>>()?))

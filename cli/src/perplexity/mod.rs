@@ -75,7 +75,7 @@ fn perplexity(args: &Args) -> Result<(), Failure> {
         print(&mut out, "draft: ", &draft, bytes)?;
         writeln!(
             out,
-            "agreement: {:.4} of the likeliest tokens, {:.4} of samples",
+            "agreement: {:.4} of the most likely tokens, {:.4} of samples",
             agreement.greedy, agreement.sampled
         )?;
     }

@@ -19,7 +19,7 @@ const COLORS: [RGBColor; 6] = [
 
 /// Draws the speed-up over the number of shared tokens: a line for each number of prompts, and a dashed one for its ideal.
 pub fn draw(path: &Path, rows: &[Row], heading: &str) -> Result<(), Failure> {
-    let longest = rows.iter().map(|row| row.shared_tokens).max().unwrap_or(0).max(1) as f64;
+    let max_len = rows.iter().map(|row| row.shared_tokens).max().unwrap_or(0).max(1) as f64;
     let highest = rows.iter().map(|row| row.speedup().max(row.ideal())).fold(1.0, f64::max);
     let area = SVGBackend::new(path, (900, 560)).into_drawing_area();
     area.fill(&WHITE)?;
@@ -28,7 +28,7 @@ pub fn draw(path: &Path, rows: &[Row], heading: &str) -> Result<(), Failure> {
         .margin(20)
         .x_label_area_size(45)
         .y_label_area_size(60)
-        .build_cartesian_2d(0.0..longest * 1.02, 0.0..highest * 1.08)?;
+        .build_cartesian_2d(0.0..max_len * 1.02, 0.0..highest * 1.08)?;
     chart
         .configure_mesh()
         .x_desc("tokens that all prompts share")

@@ -181,7 +181,7 @@ impl Bench<'_> {
 
     fn heading(&self) -> String {
         let what = self.args.shape.name(&self.args.model);
-        let how = if self.without.model().is_prepared() { "" } else { ", without kernels" };
+        let how = if self.without.model().is_packed() { "" } else { ", without kernels" };
         let threads = Threads::current();
         format!(
             "{what} on {}{how}, {threads} threads, {} own tokens each",

@@ -128,7 +128,7 @@ fn as_json(row: &Row) -> serde_json::Value {
     })
 }
 
-/// Bytes that are copied in a second, from one stretch of memory to another.
+/// Bytes that are copied in a second, from one range of memory to another.
 pub fn copied_per_second() -> f64 {
     const BYTES: usize = 256 << 20;
     let (from, mut to) = (vec![1_u8; BYTES], vec![2_u8; BYTES]);

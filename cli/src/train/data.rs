@@ -47,8 +47,8 @@ pub struct Batch {
 }
 
 impl Dataset {
-    /// Tokens of `text`, for sequences of up to `longest`.
-    pub fn new(text: &str, tokenizer: &Tokenizer, longest: usize, seed: u64) -> Result<Self, Failure> {
+    /// Tokens of `text`, for sequences of up to `max_len`.
+    pub fn new(text: &str, tokenizer: &Tokenizer, max_len: usize, seed: u64) -> Result<Self, Failure> {
         let (training, validation) = text.split_at(training_part(text).len());
         let dataset = Self {
             training: tokenizer.encode(training)?,
@@ -56,9 +56,9 @@ impl Dataset {
             validation_bytes: validation.len(),
             seed,
         };
-        if dataset.training.len() <= longest || dataset.validation.len() < 2 {
+        if dataset.training.len() <= max_len || dataset.validation.len() < 2 {
             let tokens = dataset.training.len();
-            return Err(format!("the text has {tokens} tokens to train on, more than {longest} are needed").into());
+            return Err(format!("the text has {tokens} tokens to train on, more than {max_len} are needed").into());
         }
         Ok(dataset)
     }

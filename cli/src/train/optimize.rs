@@ -80,12 +80,12 @@ fn logits(model: &Gpt2, inputs: &[Vec<u32>]) -> Result<Tensor<2>> {
 }
 
 /// Shortens the gradient of all parameters together to a norm (Pascanu et al., 2013).
-fn clip(grads: &mut GradientsParams, model: &Gpt2, most: f64) {
+fn clip(grads: &mut GradientsParams, model: &Gpt2, max: f64) {
     let mut norm = SquaredNorm { grads, total: 0.0 };
     model.visit(&mut norm);
     let norm = norm.total.sqrt();
-    if norm > most {
-        model.visit(&mut Scale { grads, factor: most / norm });
+    if norm > max {
+        model.visit(&mut Scale { grads, factor: max / norm });
     }
 }
 

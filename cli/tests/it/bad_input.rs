@@ -77,8 +77,8 @@ fn a_flag_that_would_be_ignored_is_an_error_that_names_it() {
     let target = target.path().to_str().unwrap();
     let off = "--temperatures=off";
     let cases: &[(&str, &str, &[&str])] = &[
-        ("generate", "--keep-generated", &["--keep-generated"]),
-        ("generate", "--keep-generated", &["--prefix-cache", "off", "--keep-generated"]),
+        ("generate", "--cache-generated", &["--cache-generated"]),
+        ("generate", "--cache-generated", &["--prefix-cache", "off", "--cache-generated"]),
         ("generate", "--prefix-cache-mb", &["--prefix-cache-mb", "10"]),
         ("generate", "--prefix-cache off", &["--prefix-cache", "off", "--prefix-cache-file", out]),
         ("generate", "--draft", &["--decoder", "kv", "--draft", "ngram"]),

@@ -206,7 +206,7 @@ fn prompts_that_begin_alike_are_computed_once() {
     assert_eq!(with(&["--prefix-cache-file", file]), (2, expected.clone()), "the last token of each");
     assert_eq!(with(&["--prefix-cache-file", file, "--prefix-cache-mb", "0"]).0, 5 + 1);
     // That run saved what it had, which was nothing.
-    assert_eq!(with(&["--prefix-cache-file", file, "--prefix-cache", "exact", "--keep-generated"]).0, 5 + 4);
+    assert_eq!(with(&["--prefix-cache-file", file, "--prefix-cache", "exact", "--cache-generated"]).0, 5 + 4);
     let next: Vec<u32> = serde_json::from_value(expected[0].clone()).unwrap();
     let next = list(&[&[1, 2, 3, 4, 5], &next[..], &[7]].concat());
     let args = [&fixed[..], &["--prompt-ids", &next, "--prefix-cache-file", file]].concat();

@@ -61,7 +61,7 @@ fn inference_math_takes_any_model_machine_and_case() {
         (&["--acceptance", "1.5"], "acceptance"),
         (&["--temperatures", "0,cold"], "cold"),
         (&["--precision", "int8"], "floating-point"),
-        (&["--most-drafted", "18446744073709551615"], "10000"),
+        (&["--max-drafted", "18446744073709551615"], "10000"),
         (&["--tflops", "nan"], "positive"),
     ] {
         let message = failure("math", args);

@@ -92,7 +92,7 @@
 //! | 6 | 3.288 / 1.503 | **2.19 x** | 3.466 / 1.503 | 2.31 x |
 //! | 7 | 3.466 / 1.586 | 2.18 x | 3.600 / 1.586 | 2.27 x |
 //!
-//! [`Speculation`] computes them, also with a verification that costs more than one step, as measured.
+//! [`SpeculationCost`] computes them, also with a verification that costs more than one step, as measured.
 
 mod closed;
 mod format;
@@ -108,7 +108,7 @@ pub use format::{bytes_from_text, format_bytes, format_seconds};
 pub use hardware::{Bound, Hardware, Reached, Roofline};
 pub use memory::{Fit, Memory};
 pub use pass::Pass;
-pub use speculation::{DraftLength, Speculation};
+pub use speculation::{DraftLength, SpeculationCost};
 pub use terms::{Counted, ElementBytes, Part, Term, Work};
 
 use crate::{ModelShape, Result};

@@ -8,7 +8,7 @@ pub struct Pass {
     /// Rows: B.
     pub batch: usize,
     /// Tokens of each row that are in the cache already.
-    pub past: usize,
+    pub context_len: usize,
     /// Tokens of each row that are computed: T.
     pub new: usize,
     /// The last new tokens of each row that get logits: K.
@@ -20,7 +20,7 @@ pub struct Pass {
 impl Pass {
     /// Naive decoding's step: all `length` tokens of each row are computed to find the next one.
     pub fn naive(batch: usize, length: usize) -> Self {
-        Self { batch, past: 0, new: length, logits: 1, cached: false }
+        Self { batch, context_len: 0, new: length, logits: 1, cached: false }
     }
 
     /// The same work, with the keys and values kept.
@@ -30,18 +30,18 @@ impl Pass {
 
     /// A decode step with a cache: the last of `length` tokens is computed, and sees all of them.
     pub fn decode(batch: usize, length: usize) -> Self {
-        Self { batch, past: length.saturating_sub(1), new: length.min(1), logits: 1, cached: true }
+        Self { batch, context_len: length.saturating_sub(1), new: length.min(1), logits: 1, cached: true }
     }
 
-    /// The target's pass over `draft_len` drafted tokens and the one before them, behind `past` tokens in the cache.
-    pub fn verify(batch: usize, past: usize, draft_len: usize) -> Self {
+    /// The target's pass over `draft_len` drafted tokens and the one before them, behind `context_len` tokens in the cache.
+    pub fn verify(batch: usize, context_len: usize, draft_len: usize) -> Self {
         let new = draft_len.saturating_add(1);
-        Self { batch, past, new, logits: new, cached: true }
+        Self { batch, context_len, new, logits: new, cached: true }
     }
 
     /// Keys that the last new token sees: L.
     pub fn keys(self) -> usize {
-        self.past.saturating_add(self.new)
+        self.context_len.saturating_add(self.new)
     }
 
     /// Pairs of a key and one of the last `queries` new tokens of a row: all of them, or only those that no mask hides.

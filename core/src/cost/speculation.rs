@@ -6,7 +6,7 @@ use crate::{Error, Result};
 /// A draft and its target, as far as speed goes.
 ///
 /// ```
-/// use gpt2_burn_core::cost::Speculation;
+/// use gpt2_burn_core::cost::SpeculationCost;
 ///
 /// let pair = Speculation::new(0.75, 0.0838)?; // GPT-2 drafts for GPT2-XL on a T4
 /// assert_eq!(pair.best(20).draft_len, 5);
@@ -14,7 +14,7 @@ use crate::{Error, Result};
 /// # Ok::<(), gpt2_burn_core::Error>(())
 /// ```
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Speculation {
+pub struct SpeculationCost {
     acceptance: f64,
     draft_cost: f64,
     bonus: bool,
@@ -30,7 +30,7 @@ pub struct DraftLength {
     pub speedup: f64,
 }
 
-impl Speculation {
+impl SpeculationCost {
     /// A draft whose tokens are accepted with probability `acceptance` each, independently, and whose step costs
     /// `draft_cost` of the target's decode steps. A target that accepts all gives a bonus token.
     ///
@@ -71,15 +71,15 @@ impl Speculation {
         self.expected_tokens(draft_len) / (draft_len as f64 * self.draft_cost + verify_cost)
     }
 
-    /// The best draft length up to `most`, and to 65,536.
-    pub fn best(&self, most: usize) -> DraftLength {
-        self.best_measured(most, |_| 1.0)
+    /// The best draft length up to `max`, and to 65,536.
+    pub fn best(&self, max: usize) -> DraftLength {
+        self.best_measured(max, |_| 1.0)
     }
 
-    /// The best draft length up to `most`, and to 65,536, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
-    pub fn best_measured(&self, most: usize, verify_cost: impl Fn(usize) -> f64) -> DraftLength {
+    /// The best draft length up to `max`, and to 65,536, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
+    pub fn best_measured(&self, max: usize, verify_cost: impl Fn(usize) -> f64) -> DraftLength {
         let plain = DraftLength { draft_len: 0, speedup: 1.0 };
-        (1..=most.min(1 << 16)).fold(plain, |best, draft_len| {
+        (1..=max.min(1 << 16)).fold(plain, |best, draft_len| {
             let speedup = self.measured_speedup(draft_len, verify_cost(draft_len));
             if speedup > best.speedup { DraftLength { draft_len, speedup } } else { best }
         })

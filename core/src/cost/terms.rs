@@ -282,7 +282,7 @@ impl Cost {
         };
         let asked = count_if(queries > 0, layers);
         let elementwise = count_if(counted.elementwise, asked);
-        // What is hidden from a single new token lies behind it, where nothing is.
+        // A single new token has no mask: nothing follows it.
         let masks = count_if(counted.scores && queries > 1, layers);
         [
             (Norms, "ln_1", count_if(counted.norms, layers), norm(tokens)),
@@ -301,7 +301,7 @@ impl Cost {
         ]
     }
 
-    /// What stands behind the layers, the norm of `queries` tokens of each row.
+    /// What follows the layers, the norm of `queries` tokens of each row.
     fn head(&self, pass: Pass, queries: usize) -> [Row; 2] {
         let [d, vocab] = [self.shape.n_embd, self.shape.vocab_size].map(|size| size as f64);
         let [norms, logits] = [queries, pass.logits].map(|tokens| pass.batch as f64 * tokens as f64);

@@ -5,7 +5,7 @@ mod reuse;
 mod sources;
 mod tree;
 
-pub use plan::{Piece, Plan};
+pub use plan::{Plan, PromptChunk};
 pub use reuse::Reuse;
 pub use sources::{Source, sources};
 pub use tree::{Entry, Match, Payload, RadixTree, TreeStats};

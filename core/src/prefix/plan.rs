@@ -1,4 +1,4 @@
-//! [`Plan`]: which forwards compute the prompts of a batch, each beginning that several of them share once.
+//! [`Plan`]: which forwards compute the prompts of a batch, each prefix that several of them share once.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,28 +9,28 @@ use crate::ModelShape;
 /// The tokens of a prompt that are computed for it, in one forward.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
-pub struct Piece {
+pub struct PromptChunk {
     /// The prompt.
     pub prompt: usize,
     /// The first of them.
     pub start: usize,
     /// The first behind them: the prompt's end.
     pub end: usize,
-    /// The piece that computes the tokens before the start; none: what is there was held before.
+    /// The chunk that computes the tokens before the start; none: what is there was held before.
     pub before: Option<usize>,
 }
 
-impl Piece {
+impl PromptChunk {
     /// Number of tokens.
     pub fn tokens(&self) -> usize {
         self.end - self.start
     }
 }
 
-/// Forwards that compute a batch of prompts, as far as they are not held already. The first prompt with a beginning computes it,
+/// Forwards that compute a batch of prompts, as far as they are not held already. The first prompt with a prefix computes it,
 /// and the others wait for that. Identical prompts are computed once.
 ///
-/// k prompts that share P tokens take P tokens and what follows them in each. Of every distinct prompt at least the last token is
+/// k prompts that share P tokens take P tokens and what follows them in each. Of every unique prompt at least the last token is
 /// computed, since its logits are wanted.
 ///
 /// ```
@@ -43,37 +43,37 @@ impl Piece {
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The distinct prompts, by the place of the first of each.
-    distinct: Vec<usize>,
+    /// The unique prompts, by the index of the first of each.
+    unique_prompts: Vec<usize>,
     /// Which of them each prompt is.
-    of_prompt: Vec<usize>,
+    unique_of_prompt: Vec<usize>,
     /// Tokens of each prompt.
     lens: Vec<usize>,
-    /// Tokens of each distinct prompt that were held before.
+    /// Tokens of each unique prompt that were held before.
     held: Vec<usize>,
-    /// Of each distinct prompt.
-    pieces: Vec<Piece>,
-    /// The pieces of each forward.
+    /// Of each unique prompt.
+    chunks: Vec<PromptChunk>,
+    /// The chunks of each forward.
     forwards: Vec<Vec<usize>>,
 }
 
 impl Plan {
-    /// A plan for prompts of at least one token. `held` is asked once for each distinct one how many of its tokens need not
+    /// A plan for prompts of at least one token. `held` is asked once for each unique one how many of its tokens need not
     /// be computed; its last token is in any case. With [`Reuse::Exact`] only identical prompts share something.
     pub fn new(prompts: &[&[u32]], reuse: Reuse, mut held: impl FnMut(&[u32]) -> usize) -> Self {
         let mut known: HashMap<&[u32], usize> = HashMap::new();
-        let mut distinct = Vec::new();
-        let mut of_prompt = Vec::with_capacity(prompts.len());
+        let mut unique_prompts = Vec::new();
+        let mut unique_of_prompt = Vec::with_capacity(prompts.len());
         for (index, ids) in prompts.iter().enumerate() {
-            let place = *known.entry(ids).or_insert(distinct.len());
-            if place == distinct.len() {
-                distinct.push(index);
+            let unique = *known.entry(ids).or_insert(unique_prompts.len());
+            if unique == unique_prompts.len() {
+                unique_prompts.push(index);
             }
-            of_prompt.push(place);
+            unique_of_prompt.push(unique);
         }
-        let ids: Vec<&[u32]> = distinct.iter().map(|&prompt| prompts[prompt]).collect();
+        let ids: Vec<&[u32]> = unique_prompts.iter().map(|&prompt| prompts[prompt]).collect();
         let held: Vec<usize> = ids.iter().map(|ids| held(ids).min(ids.len().saturating_sub(1))).collect();
-        let (mut pieces, mut forwards): (Vec<Piece>, Vec<Vec<usize>>) = (Vec::new(), Vec::new());
+        let (mut chunks, mut forwards): (Vec<PromptChunk>, Vec<Vec<usize>>) = (Vec::new(), Vec::new());
         let mut forward_of: Vec<usize> = Vec::new();
         for (at, source) in sources(&ids, &held, reuse, 1).into_iter().enumerate() {
             let (start, before) = source.map_or((held[at], None), |source| (source.tokens, Some(source.from)));
@@ -81,32 +81,39 @@ impl Plan {
             forwards.resize_with(forwards.len().max(forward + 1), Vec::new);
             forwards[forward].push(at);
             forward_of.push(forward);
-            pieces.push(Piece { prompt: distinct[at], start, end: ids[at].len(), before });
+            chunks.push(PromptChunk { prompt: unique_prompts[at], start, end: ids[at].len(), before });
         }
-        Self { distinct, of_prompt, lens: prompts.iter().map(|ids| ids.len()).collect(), held, pieces, forwards }
+        Self {
+            unique_prompts,
+            unique_of_prompt,
+            lens: prompts.iter().map(|ids| ids.len()).collect(),
+            held,
+            chunks,
+            forwards,
+        }
     }
 
-    /// What is computed for each distinct prompt, in their order.
-    pub fn pieces(&self) -> &[Piece] {
-        &self.pieces
+    /// What is computed for each unique prompt, in their order.
+    pub fn chunks(&self) -> &[PromptChunk] {
+        &self.chunks
     }
 
-    /// The forwards in their order: the places of their pieces.
+    /// The forwards in their order: the indices of their chunks.
     pub fn forwards(&self) -> impl Iterator<Item = &[usize]> {
         self.forwards.iter().map(Vec::as_slice)
     }
 
-    /// The distinct prompts, by the place of the first of each.
-    pub fn distinct(&self) -> &[usize] {
-        &self.distinct
+    /// The unique prompts, by the index of the first of each.
+    pub fn unique_prompts(&self) -> &[usize] {
+        &self.unique_prompts
     }
 
-    /// Which of the distinct prompts each prompt is.
-    pub fn of_prompt(&self) -> &[usize] {
-        &self.of_prompt
+    /// Which of the unique prompts each prompt is.
+    pub fn unique_of_prompt(&self) -> &[usize] {
+        &self.unique_of_prompt
     }
 
-    /// Tokens of each distinct prompt that are held already.
+    /// Tokens of each unique prompt that are held already.
     pub fn held(&self) -> &[usize] {
         &self.held
     }
@@ -118,7 +125,7 @@ impl Plan {
 
     /// Tokens that are computed.
     pub fn computed_tokens(&self) -> usize {
-        self.pieces.iter().map(Piece::tokens).sum()
+        self.chunks.iter().map(PromptChunk::tokens).sum()
     }
 
     /// Tokens that need not be computed.
@@ -130,7 +137,7 @@ impl Plan {
     /// addition each.
     pub fn flops(&self, shape: impl Into<ModelShape>) -> f64 {
         let shape = shape.into();
-        self.pieces.iter().map(|piece| flops(shape, piece.start, piece.end) + head_flops(shape)).sum()
+        self.chunks.iter().map(|chunk| flops(shape, chunk.start, chunk.end) + head_flops(shape)).sum()
     }
 
     /// The same if every prompt were computed by itself, from its first token.
@@ -145,10 +152,10 @@ impl fmt::Display for Plan {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (requested, computed) = (self.requested_tokens(), self.computed_tokens());
         let share = 100.0 * computed as f64 / requested.max(1) as f64;
-        let (prompts, distinct, forwards) = (self.lens.len(), self.distinct.len(), self.forwards().count());
+        let (prompts, unique_prompts, forwards) = (self.lens.len(), self.unique_prompts.len(), self.forwards().count());
         write!(
             f,
-            "{prompts} prompts, {distinct} of them distinct: {computed} of {requested} tokens ({share:.1}%) in {forwards} forwards"
+            "{prompts} prompts, {unique_prompts} of them distinct: {computed} of {requested} tokens ({share:.1}%) in {forwards} forwards"
         )
     }
 }

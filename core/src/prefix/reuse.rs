@@ -6,7 +6,7 @@ use std::fmt;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Reuse {
-    /// The longest beginning that any sequence shares with it.
+    /// The longest prefix that any sequence shares with it.
     #[default]
     Radix,
     /// All of it, if it is a whole prompt that was seen before, else nothing.

@@ -14,13 +14,13 @@ pub struct Source {
 }
 
 /// Which tokens a node of the tree stands for.
-struct Stretch {
+struct SequenceRange {
     sequence: usize,
     start: usize,
     end: usize,
 }
 
-impl Payload for Stretch {
+impl Payload for SequenceRange {
     fn tokens(&self) -> usize {
         self.end - self.start
     }
@@ -35,7 +35,7 @@ impl Payload for Stretch {
     }
 }
 
-/// For each sequence the one before it in the list that shares the longest beginning with it, if that is longer than the
+/// For each sequence the one before it in the list that shares the longest prefix with it, if that is longer than the
 /// `held[i]` tokens that are known of it anyway. The last `spare` tokens of a sequence are never taken: logits behind them are
 /// wanted.
 ///
@@ -48,16 +48,16 @@ pub fn sources(sequences: &[&[u32]], held: &[usize], reuse: Reuse, spare: usize)
     };
     match reuse {
         Reuse::Radix => {
-            let mut tree: RadixTree<(), Stretch> = RadixTree::default();
+            let mut tree: RadixTree<(), SequenceRange> = RadixTree::default();
             let of_sequence = |(index, ids): (usize, &&[u32])| {
                 let found = tree.peek((), ids);
                 // Who computes the last of them, which may be another than who computes what comes then.
                 let source = taken(found.len(), index).and_then(|tokens| {
-                    let last = found.parts.iter().find(|(stretch, of_node)| stretch.start + of_node >= tokens);
-                    last.map(|(stretch, _)| Source { from: stretch.sequence, tokens })
+                    let last = found.parts.iter().find(|(range, of_node)| range.start + of_node >= tokens);
+                    last.map(|(range, _)| Source { from: range.sequence, tokens })
                 });
-                let stretch = Stretch { sequence: index, start: 0, end: ids.len() };
-                tree.insert((), ids, 0, stretch).expect("a stretch is as long as its sequence");
+                let range = SequenceRange { sequence: index, start: 0, end: ids.len() };
+                tree.insert((), ids, 0, range).expect("a range is as long as its sequence");
                 source
             };
             sequences.iter().enumerate().map(of_sequence).collect()
@@ -95,9 +95,9 @@ mod tests {
             let all: Vec<&[u32]> = sequences.iter().map(Vec::as_slice).collect();
             let held: Vec<usize> = all.iter().map(|ids| held.min(ids.len())).collect();
             for (index, found) in sources(&all, &held, Reuse::Radix, spare).into_iter().enumerate() {
-                let longest = all[..index].iter().map(|other| common(other, all[index])).max().unwrap_or(0);
-                let longest = longest.min(all[index].len() - spare);
-                prop_assert_eq!(found.map_or(held[index], |source| source.tokens), longest.max(held[index]));
+                let max_len = all[..index].iter().map(|other| common(other, all[index])).max().unwrap_or(0);
+                let max_len = max_len.min(all[index].len() - spare);
+                prop_assert_eq!(found.map_or(held[index], |source| source.tokens), max_len.max(held[index]));
                 if let Some(Source { from, tokens }) = found {
                     prop_assert!(from < index && common(all[from], all[index]) >= tokens && tokens > held[index]);
                 }

@@ -4,7 +4,7 @@ use crate::sampling::{Distribution, Purpose};
 
 /// The rule by which draft tokens are accepted.
 ///
-/// With a temperature of 0 both rules are the same: a token is accepted if it is the target's likeliest.
+/// With a temperature of 0 both rules are the same: a token is accepted if it is the target's most likely.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Acceptance {
@@ -21,7 +21,7 @@ pub enum Acceptance {
 
 /// What stands at a position.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Judged {
+pub struct VerifiedToken {
     /// The token.
     pub id: u32,
     /// Whether it is the one that was proposed.
@@ -39,29 +39,29 @@ impl Acceptance {
         }
     }
 
-    /// Judges `proposed`, which was drawn from the distribution `draft`, where `target` is wanted; `random` gives a number in
+    /// Verifies `proposed`, which was drawn from the distribution `draft`, where `target` is wanted; `random` gives a number in
     /// [0, 1) for each purpose.
-    pub fn judge(
+    pub fn verify(
         self,
         target: &Distribution,
         draft: &Distribution,
         proposed: u32,
         random: impl Fn(Purpose) -> f64,
-    ) -> Judged {
+    ) -> VerifiedToken {
         match self {
             Self::Rejection => {
                 let (p, q) = (target.prob(proposed), draft.prob(proposed));
                 match random(Purpose::Accept) * q < p {
-                    true => Judged { id: proposed, accepted: true },
+                    true => VerifiedToken { id: proposed, accepted: true },
                     false => {
                         let id = target.residual(draft).sample(random(Purpose::Residual));
-                        Judged { id, accepted: false }
+                        VerifiedToken { id, accepted: false }
                     }
                 }
             }
             Self::Match => {
                 let id = target.sample(random(Purpose::Token));
-                Judged { id, accepted: id == proposed }
+                VerifiedToken { id, accepted: id == proposed }
             }
         }
     }

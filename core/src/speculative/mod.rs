@@ -3,5 +3,5 @@
 mod acceptance;
 mod policy;
 
-pub use acceptance::{Acceptance, Judged, acceptance};
+pub use acceptance::{Acceptance, VerifiedToken, acceptance};
 pub use policy::{DraftLen, Policy, best_len, expected_tokens, speedup};

@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use crate::summary::median;
 
 /// Most tokens that an adaptive draft has.
-const LONGEST: usize = 16;
+const MAX_LEN: usize = 16;
 
 /// Length of the drafts from which an adaptive policy learns what things cost.
 const TRIAL: usize = 4;
@@ -21,7 +21,7 @@ const PAUSE: (usize, usize) = (16, 512);
 /// Measurements of each kind that are remembered.
 const REMEMBERED: usize = 9;
 
-/// What a judged token's weight is worth one token later: about the last hundred count.
+/// What a verified token's weight is worth one token later: about the last hundred count.
 const DECAY: f64 = 0.99;
 
 /// How many tokens are drafted in a round. No more are than the row has room for, and use.
@@ -43,7 +43,7 @@ impl DraftLen {
     pub fn max(self) -> usize {
         match self {
             Self::Fixed(len) => len,
-            Self::Auto => LONGEST,
+            Self::Auto => MAX_LEN,
         }
     }
 }
@@ -131,7 +131,7 @@ impl Policy {
         Self {
             wanted,
             draft: Recent::default(),
-            verify: vec![Recent::default(); LONGEST + 1],
+            verify: vec![Recent::default(); MAX_LEN + 1],
             accepted: 0.0,
             rejected: 0.0,
             pause: 0,
@@ -156,7 +156,7 @@ impl Policy {
         let tries_again = std::mem::take(&mut self.pause) == 1;
         let plain = self.verify_seconds(0);
         let (c, v) = (self.draft.median().unwrap_or(0.0) / plain, |m| self.verify_seconds(m) / plain);
-        let Some((len, speedup)) = best_len(self.acceptance(), c, v, 1..=LONGEST) else { return 0 };
+        let Some((len, speedup)) = best_len(self.acceptance(), c, v, 1..=MAX_LEN) else { return 0 };
         self.lost = speedup <= 1.0;
         match self.lost {
             false => self.next_pause = PAUSE.0,
@@ -176,10 +176,10 @@ impl Policy {
     }
 
     /// Learns whether a draft token was accepted.
-    pub fn note_judged(&mut self, accepted: bool) {
-        let judged = if accepted { 1.0 } else { 0.0 };
-        self.accepted = DECAY * self.accepted + judged;
-        self.rejected = DECAY * self.rejected + 1.0 - judged;
+    pub fn note_outcome(&mut self, accepted: bool) {
+        let verified = if accepted { 1.0 } else { 0.0 };
+        self.accepted = DECAY * self.accepted + verified;
+        self.rejected = DECAY * self.rejected + 1.0 - verified;
     }
 
     /// Learns what drafts of up to `len` tokens took, apart from what the source had to catch up with first.
@@ -208,7 +208,7 @@ impl Policy {
             return seconds;
         }
         let below = (0..len).rev().find_map(known);
-        let above = (len + 1..=LONGEST).find_map(known);
+        let above = (len + 1..=MAX_LEN).find_map(known);
         // The last two where none is longer.
         let below_that = below.and_then(|(below, _)| (0..below as usize).find_map(known));
         let line = |(x0, y0): (f64, f64), (x1, y1): (f64, f64)| y0 + (len as f64 - x0) * ((y1 - y0) / (x1 - x0));
@@ -253,17 +253,17 @@ mod tests {
     #[test]
     fn the_assignments_optimum_is_found() {
         // 75% agreement, GPT-2 for GPT2-XL on a T4: 0.824 ms to 9.83 ms a token.
-        let best = best_len(0.75, 0.824 / 9.83, |_| 1.0, 0..=LONGEST).unwrap();
+        let best = best_len(0.75, 0.824 / 9.83, |_| 1.0, 0..=MAX_LEN).unwrap();
         assert_eq!(best.0, 5);
         assert!((best.1 - 2.32).abs() < 0.005, "{best:?}");
     }
 
     #[test]
     fn a_draft_that_is_never_right_or_too_dear_is_not_made() {
-        assert_eq!(best_len(0.0, 0.1, |_| 1.0, 0..=LONGEST).unwrap().0, 0);
-        assert_eq!(best_len(0.9, 2.0, |_| 1.0, 0..=LONGEST).unwrap().0, 0);
+        assert_eq!(best_len(0.0, 0.1, |_| 1.0, 0..=MAX_LEN).unwrap().0, 0);
+        assert_eq!(best_len(0.9, 2.0, |_| 1.0, 0..=MAX_LEN).unwrap().0, 0);
         // Verification that costs as much as the steps that it saves.
-        assert_eq!(best_len(0.9, 0.1, |m| 1.0 + m as f64, 0..=LONGEST).unwrap().0, 0);
+        assert_eq!(best_len(0.9, 0.1, |m| 1.0 + m as f64, 0..=MAX_LEN).unwrap().0, 0);
         assert_eq!(best_len(0.9, 0.1, |_| 1.0, []), None);
     }
 
@@ -279,9 +279,9 @@ mod tests {
                 uniform(3, *at as u64, round as u64, Purpose::Accept) < a
             });
             let accepted = accepted.count();
-            (0..accepted).for_each(|_| policy.note_judged(true));
+            (0..accepted).for_each(|_| policy.note_outcome(true));
             if accepted < len {
-                policy.note_judged(false);
+                policy.note_outcome(false);
             }
             policy.note_draft(len, len as f64 * c);
             policy.note_verified(len, 1.0 + slope * len as f64);
@@ -294,12 +294,12 @@ mod tests {
     fn lengths_settle_at_the_optimum() {
         for (a, c, slope) in [(0.75, 0.0838, 0.0), (0.9, 0.05, 0.02), (0.5, 0.2, 0.01)] {
             let (lens, policy) = lens(a, c, slope, 600);
-            let (best, most) = best_len(a, c, |m| 1.0 + slope * m as f64, 1..=LONGEST).unwrap();
+            let (best, max) = best_len(a, c, |m| 1.0 + slope * m as f64, 1..=MAX_LEN).unwrap();
             assert!(!policy.lost());
             // What the chosen lengths are worth, on average, once it has learned.
             let worth = |m: &usize| speedup(a, *m, c, 1.0 + slope * *m as f64);
             let mean = lens[50..].iter().map(worth).sum::<f64>() / (lens.len() - 50) as f64;
-            assert!(mean > 0.97 * most, "{mean} of {most} at {best}");
+            assert!(mean > 0.97 * max, "{mean} of {max} at {best}");
         }
     }
 
@@ -319,16 +319,16 @@ mod tests {
             assert_eq!(policy.next_len(), 7);
             policy.note_draft(7, 100.0);
             policy.note_verified(7, 1.0);
-            policy.note_judged(false);
+            policy.note_outcome(false);
         }
     }
 
     proptest! {
         #[test]
-        fn costs_between_measured_ones_are_between_them(one in 0.1..10.0_f64, other in 0.1..10.0_f64, at in 1_usize..LONGEST) {
+        fn costs_between_measured_ones_are_between_them(one in 0.1..10.0_f64, other in 0.1..10.0_f64, at in 1_usize..MAX_LEN) {
             let mut policy = Policy::new(DraftLen::Auto);
             policy.note_verified(0, one);
-            policy.note_verified(LONGEST, other);
+            policy.note_verified(MAX_LEN, other);
             let (low, high) = (one.min(other), one.max(other));
             prop_assert!((low - 1e-9..=high + 1e-9).contains(&policy.verify_seconds(at)));
         }

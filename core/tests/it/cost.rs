@@ -1,7 +1,7 @@
 //! The arithmetic of inference, held to figures that were worked out by hand, and to closed forms.
 
 use gpt2_burn_core::cost::{
-    Bound, Cost, Counted, ElementBytes, Hardware, Part, Pass, Reached, Speculation, Term, Work, acceptance,
+    Bound, Cost, Counted, ElementBytes, Hardware, Part, Pass, Reached, SpeculationCost, Term, Work, acceptance,
 };
 use gpt2_burn_core::sampling::Sampling;
 use gpt2_burn_core::speculative::{best_len, expected_tokens};
@@ -107,7 +107,7 @@ fn the_constant_of_a_decode_step_on_a_t4_is_that_of_the_assignment() {
 fn speculation_at_75_percent_is_best_at_six_tokens_and_at_five_with_the_bonus() {
     let draft_cost =
         with_head(published("gpt2")).cached().bytes.constant / published("gpt2-xl").cached().bytes.constant;
-    let pair = Speculation::new(0.75, draft_cost).unwrap();
+    let pair = SpeculationCost::new(0.75, draft_cost).unwrap();
     let (with, without) = (pair.best(30), pair.without_bonus().best(30));
     assert_eq!((without.draft_len, with.draft_len), (6, 5));
     assert_rounds_to(without.speedup, "2.19");
@@ -230,15 +230,15 @@ fn of_the_last_layer_only_keys_and_values_of_unwanted_tokens_count() {
 #[test]
 fn verifying_a_draft_computes_what_as_many_decode_steps_and_one_would() {
     let cost = published("gpt2").counting(Counted::kernels());
-    for (past, drafted) in [(10, 0), (10, 1), (500, 4), (0, 8)] {
-        let verification = cost.work(Pass::verify(2, past, drafted)).unwrap();
-        let steps = past + 1..=past + drafted + 1;
+    for (context_len, drafted) in [(10, 0), (10, 1), (500, 4), (0, 8)] {
+        let verification = cost.work(Pass::verify(2, context_len, drafted)).unwrap();
+        let steps = context_len + 1..=context_len + drafted + 1;
         let steps: Vec<Work> = steps.map(|length| cost.work(Pass::decode(2, length)).unwrap()).collect();
         assert_eq!(verification.flops, steps.iter().map(|step| step.flops).sum::<f64>());
         // All of them read the weights, the verification once.
         let weights = cost.parameter_bytes();
         let bytes = steps.iter().map(|step| step.bytes).sum::<f64>() - drafted as f64 * 0.98 * weights;
-        assert!(verification.bytes > 0.98 * weights && verification.bytes <= bytes, "{past} and {drafted}");
+        assert!(verification.bytes > 0.98 * weights && verification.bytes <= bytes, "{context_len} and {drafted}");
     }
 }
 
@@ -265,22 +265,22 @@ fn bad_input_is_an_error() {
     }
     assert!(Hardware::new("", 1.0, 1.0, f64::INFINITY).is_ok());
     for (acceptance, draft_cost) in [(-0.1, 0.1), (1.1, 0.1), (f64::NAN, 0.1), (0.5, -1.0), (0.5, f64::INFINITY)] {
-        assert!(matches!(Speculation::new(acceptance, draft_cost), Err(Error::Mismatch { .. })));
+        assert!(matches!(SpeculationCost::new(acceptance, draft_cost), Err(Error::Mismatch { .. })));
     }
 }
 
 #[test]
 fn a_draft_that_is_never_right_or_too_dear_is_not_used() {
     for (a, c) in [(0.0, 0.1), (0.5, 1.0), (0.9, 5.0)] {
-        let best = Speculation::new(a, c).unwrap().best(20);
+        let best = SpeculationCost::new(a, c).unwrap().best(20);
         assert_eq!((best.draft_len, best.speedup), (0, 1.0));
     }
     // One that is always right and costs nothing gives all it may.
-    let perfect = Speculation::new(1.0, 0.0).unwrap();
+    let perfect = SpeculationCost::new(1.0, 0.0).unwrap();
     assert_eq!((perfect.best(20).draft_len, perfect.best(20).speedup), (20, 21.0));
     assert_eq!(perfect.without_bonus().best(20).speedup, 20.0);
     // A verification that costs more per token makes rounds shorter.
-    let pair = Speculation::new(0.75, 0.0838).unwrap();
+    let pair = SpeculationCost::new(0.75, 0.0838).unwrap();
     assert_eq!(pair.best_measured(20, |_| 1.0), pair.best(20));
     let dear = pair.best_measured(20, |m| 1.0 + 0.1 * m as f64);
     assert!(dear.draft_len < 5 && dear.speedup < 2.32 && dear.speedup > 1.0, "{dear:?}");
@@ -360,7 +360,7 @@ proptest! {
     /// Every run of accepted and rejected tokens, with its probability.
     #[test]
     fn expected_tokens_are_those_of_all_outcomes_enumerated(a in 0.0..=1.0_f64, draft_len in 1_usize..10) {
-        let pair = Speculation::new(a, 0.1).unwrap();
+        let pair = SpeculationCost::new(a, 0.1).unwrap();
         let (mut with, mut without, mut total) = (0.0, 0.0, 0.0);
         for outcome in 0..1_u32 << draft_len {
             let accepted = outcome.trailing_ones() as usize;

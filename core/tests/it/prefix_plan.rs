@@ -21,26 +21,26 @@ fn plan(prompts: &[Vec<u32>], known: &[Vec<u32>], reuse: Reuse) -> Plan {
     Plan::new(&prompts, reuse, |ids| held(known, ids))
 }
 
-/// Every prompt is put together, from what is held and from the pieces, in the order of the forwards.
+/// Every prompt is put together, from what is held and from the chunks, in the order of the forwards.
 fn assert_covered(plan: &Plan, prompts: &[Vec<u32>]) -> Result<(), TestCaseError> {
     let forwards: Vec<&[usize]> = plan.forwards().collect();
     let forward_of: BTreeMap<usize, usize> =
-        forwards.iter().enumerate().flat_map(|(at, places)| places.iter().map(move |&place| (place, at))).collect();
-    prop_assert_eq!(forward_of.len(), plan.pieces().len());
-    prop_assert_eq!(forwards.iter().map(|places| places.len()).sum::<usize>(), plan.pieces().len());
+        forwards.iter().enumerate().flat_map(|(at, uniques)| uniques.iter().map(move |&unique| (unique, at))).collect();
+    prop_assert_eq!(forward_of.len(), plan.chunks().len());
+    prop_assert_eq!(forwards.iter().map(|uniques| uniques.len()).sum::<usize>(), plan.chunks().len());
     for (index, ids) in prompts.iter().enumerate() {
-        let mut place = plan.of_prompt()[index];
-        prop_assert_eq!(&prompts[plan.distinct()[place]], ids);
-        prop_assert_eq!(plan.pieces()[place].end, ids.len());
-        let (held, mut used) = (plan.held()[place], ids.len());
+        let mut unique = plan.unique_of_prompt()[index];
+        prop_assert_eq!(&prompts[plan.unique_prompts()[unique]], ids);
+        prop_assert_eq!(plan.chunks()[unique].end, ids.len());
+        let (held, mut used) = (plan.held()[unique], ids.len());
         loop {
-            let piece = plan.pieces()[place];
-            prop_assert!(piece.start < used && used <= piece.end);
-            prop_assert_eq!(&prompts[piece.prompt][..used], &ids[..used]);
-            used = piece.start;
-            let Some(before) = piece.before else { break };
-            prop_assert!(forward_of[&before] < forward_of[&place], "a piece needs one that is not computed yet");
-            place = before;
+            let chunk = plan.chunks()[unique];
+            prop_assert!(chunk.start < used && used <= chunk.end);
+            prop_assert_eq!(&prompts[chunk.prompt][..used], &ids[..used]);
+            used = chunk.start;
+            let Some(before) = chunk.before else { break };
+            prop_assert!(forward_of[&before] < forward_of[&unique], "a chunk needs one that is not computed yet");
+            unique = before;
         }
         prop_assert!(used <= held, "{used} tokens that nobody computes, of which {held} are held");
     }
@@ -55,7 +55,7 @@ proptest! {
         let plan = plan(&prompts, &known, Reuse::Radix);
         assert_covered(&plan, &prompts)?;
         // Prefixes behind what is held, each once, and one token more for a prompt that one before it begins with.
-        let distinct: Vec<&Vec<u32>> = plan.distinct().iter().map(|&prompt| &prompts[prompt]).collect();
+        let distinct: Vec<&Vec<u32>> = plan.unique_prompts().iter().map(|&prompt| &prompts[prompt]).collect();
         let held = |ids: &Vec<u32>| held(&known, ids).min(ids.len() - 1);
         let prefixes = distinct.iter().flat_map(|ids| (held(ids) + 1..=ids.len()).map(move |n| &ids[..n]));
         let prefixes: BTreeSet<&[u32]> = prefixes.collect();
@@ -83,8 +83,8 @@ proptest! {
     fn there_are_as_few_forwards_as_there_can_be(prompts in sequences(), known in sequences()) {
         let plan = plan(&prompts, &known, Reuse::Radix);
         let mut depths: Vec<usize> = Vec::new();
-        for piece in plan.pieces() {
-            depths.push(piece.before.map_or(0, |before| depths[before] + 1));
+        for chunk in plan.chunks() {
+            depths.push(chunk.before.map_or(0, |before| depths[before] + 1));
         }
         prop_assert_eq!(plan.forwards().count(), depths.iter().max().unwrap() + 1);
     }
@@ -94,7 +94,7 @@ proptest! {
 fn a_long_prefix_of_many_prompts_is_two_forwards() {
     let prompts: Vec<Vec<u32>> = (0..32).map(|row| [vec![7; 512], vec![row; 16]].concat()).collect();
     let plan = plan(&prompts, &[], Reuse::Radix);
-    let tokens = |places: &[usize]| places.iter().map(|&place| plan.pieces()[place].tokens()).collect::<Vec<_>>();
+    let tokens = |uniques: &[usize]| uniques.iter().map(|&unique| plan.chunks()[unique].tokens()).collect::<Vec<_>>();
     // One of the rows repeats the prefix's own token, which makes no difference but to its length.
     assert_eq!(plan.forwards().map(tokens).collect::<Vec<_>>(), [vec![528], vec![16; 31]]);
     assert_eq!(plan.computed_tokens(), 1024);

@@ -62,7 +62,7 @@ struct Judge {
 /// A line as token ids, and whether it is as it was written: 1, or 0 if its words were shuffled.
 type Example = (Vec<u32>, i32);
 
-/// Mean cross-entropy, and the share of examples that are judged right.
+/// Mean cross-entropy, and the share of examples that it tells right.
 struct Score {
     loss: f64,
     accuracy: f64,
@@ -163,7 +163,7 @@ fn embed(args: &Args) -> std::result::Result<(), Failure> {
 
     // Off the autodiff device, and then into the layout of its kernels: from here on it is for inference.
     let judge = judge.valid();
-    let judge = Judge { gpt2: judge.gpt2.prepare(WeightFormat::F32)?, ..judge };
+    let judge = Judge { gpt2: judge.gpt2.pack(WeightFormat::F32)?, ..judge };
     let after = judge.evaluate(&held_out)?;
     writeln!(
         out,

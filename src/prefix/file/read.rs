@@ -1,7 +1,7 @@
 //! A cache of prefixes out of a file.
 //!
 //! A file can be larger than the budget, larger than memory, and anybody's. Its header is checked first, then all of it
-//! against its checksum, a piece at a time; only then is it read for good, node after node, as far as there is room.
+//! against its checksum, a chunk at a time; only then is it read for good, node after node, as far as there is room.
 //! Of a node only its own ids are held: those before it are its parents'.
 
 use std::collections::HashMap;
@@ -12,7 +12,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{FORMAT, Node, PARTS, name};
+use super::{FORMAT, HALVES, Node, name};
 use crate::checkpoint::{SafetensorsSource, TensorSource};
 use crate::prefix::{Fingerprint, PrefixCache};
 use crate::{Error, KvSegment, Result};
@@ -47,7 +47,7 @@ impl PrefixCache {
                     continue;
                 }
                 let segment = saved.segment(index, reader, sums[index])?;
-                new += self.put(reader.fingerprint, &ids, node.start, segment)?;
+                new += self.insert(reader.fingerprint, &ids, node.start, segment)?;
             }
             node.node.ends.iter().for_each(|end| self.mark(reader.fingerprint, &ids[..node.start + end]));
         }
@@ -59,11 +59,11 @@ impl PrefixCache {
 struct Saved<'a> {
     path: &'a Path,
     source: SafetensorsSource<BufReader<File>>,
-    nodes: Vec<Placed<'a>>,
+    nodes: Vec<Located<'a>>,
 }
 
 /// A node, and where it belongs.
-struct Placed<'a> {
+struct Located<'a> {
     node: Node,
     /// For which of the models; none: another.
     reader: Option<&'a Reader>,
@@ -90,7 +90,7 @@ impl<'a> Saved<'a> {
         for (index, node) in nodes.into_iter().enumerate() {
             let start = saved.start(index, &node)?;
             let reader = names.iter().zip(readers).find(|(name, _)| **name == node.model).map(|(_, reader)| reader);
-            for name in PARTS.map(|part| name(index, part)) {
+            for name in HALVES.map(|part| name(index, part)) {
                 let info = infos.get(&name).ok_or_else(|| refused(format!("`{name}` is missing")))?;
                 let checked =
                     reader.map_or(Ok(()), |reader| reader.check_tensor(&node, info.stored.dtype(), &info.shape));
@@ -98,7 +98,7 @@ impl<'a> Saved<'a> {
             }
             let checked = reader.map_or(Ok(()), |reader| reader.check_node(&node, start));
             checked.map_err(|reason| refused(format!("node {index}: {reason}")))?;
-            saved.nodes.push(Placed { node, reader, start });
+            saved.nodes.push(Located { node, reader, start });
         }
         match saved.nodes.first() {
             Some(first) if saved.nodes.iter().all(|node| node.reader.is_none()) => Err(refused(format!(
@@ -137,7 +137,7 @@ impl<'a> Saved<'a> {
         let mut sums = Vec::with_capacity(self.nodes.len());
         for index in 0..self.nodes.len() {
             let mut sum = Xxh3::new();
-            for part in PARTS {
+            for part in HALVES {
                 self.source.scan(&name(index, part), |bytes| {
                     checksum.update(bytes);
                     sum.update(bytes);
@@ -168,13 +168,13 @@ impl<'a> Saved<'a> {
     fn segment(&self, index: usize, reader: &Reader, sum: u128) -> Result<KvSegment> {
         let mut hash = Xxh3::new();
         let mut read = |part| self.source.read_seen(&name(index, part), reader.dtype, |bytes| hash.update(bytes));
-        let [keys, values] = PARTS.map(&mut read);
+        let [keys, values] = HALVES.map(&mut read);
         let (keys, values) = (keys?, values?);
         if hash.digest128() != sum {
             return Err(self.refused(format!("node {index} was altered while the file was read")));
         }
-        let place = |data| Tensor::<4>::from_data(data, (&reader.device, reader.dtype));
-        Ok(KvSegment::new(place(keys), place(values)))
+        let tensor = |data| Tensor::<4>::from_data(data, (&reader.device, reader.dtype));
+        Ok(KvSegment::new(tensor(keys), tensor(values)))
     }
 }
 
@@ -224,7 +224,7 @@ mod tests {
         let fingerprint = Fingerprint::of_another_way().now();
         let states = || Tensor::<4>::ones([1, 2, 3, 4], (&device, DType::F32));
         let cache = PrefixCache::new(1 << 20);
-        cache.put(fingerprint, &[1, 2, 3], 0, KvSegment::new(states(), states())).unwrap();
+        cache.insert(fingerprint, &[1, 2, 3], 0, KvSegment::new(states(), states())).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("prefixes");
         cache.save(&path).unwrap();

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use safetensors::{Dtype, View};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{FORMAT, Node, PARTS, name};
+use super::{FORMAT, HALVES, Node, name};
 use crate::checkpoint::write_file;
 use crate::prefix::{Entry, Fingerprint, PrefixCache};
 use crate::{Error, KvSegment, Result};
@@ -30,10 +30,10 @@ impl PrefixCache {
         });
         let nodes = serde_json::to_string(&nodes).expect("nodes are made of numbers and text");
         let tensors = segments.iter().enumerate().flat_map(|(index, segment)| {
-            let states = [segment.keys(), segment.values()].map(Part::new);
-            PARTS.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
+            let states = [segment.keys(), segment.values()].map(SavedSegment::new);
+            HALVES.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
         });
-        let tensors: Vec<(String, Part)> = tensors.collect();
+        let tensors: Vec<(String, SavedSegment)> = tensors.collect();
 
         let mut checksum = Xxh3::new();
         checksum.update(nodes.as_bytes());
@@ -48,18 +48,18 @@ impl PrefixCache {
 }
 
 /// The keys or the values of a segment: `[layers, H, n, D]`.
-struct Part {
+struct SavedSegment {
     states: Tensor<4>,
     shape: [usize; 4],
 }
 
-impl Part {
+impl SavedSegment {
     fn new(states: &Tensor<4>) -> Self {
         Self { states: states.clone(), shape: states.dims() }
     }
 }
 
-impl View for Part {
+impl View for SavedSegment {
     fn dtype(&self) -> Dtype {
         match self.states.dtype() {
             DType::F16 => Dtype::F16,

@@ -104,7 +104,7 @@ impl Expected {
 
 /// The largest of some numbers; NaN if one of them is, which `f32::max` would drop.
 pub fn largest(numbers: impl Iterator<Item = f32>) -> f32 {
-    numbers.fold(0.0, |most: f32, number| if most.is_nan() || most >= number { most } else { number })
+    numbers.fold(0.0, |max: f32, number| if max.is_nan() || max >= number { max } else { number })
 }
 
 /// Logits of every position of one sequence.

@@ -59,8 +59,8 @@ fn many_queries<S: Simd, const V: usize, E: Element>(simd: S, task: Queries<'_, 
     transpose(attention, [head, token, count], queries);
 
     scores.clear();
-    let place = [slot, head, head_dim, visible + count - 1];
-    score::<S, V, E>(simd, queries, keys, &attention.keys, place, scores);
+    let index = [slot, head, head_dim, visible + count - 1];
+    score::<S, V, E>(simd, queries, keys, &attention.keys, index, scores);
     for lane in 0..count {
         for scores in &mut scores[visible + lane..] {
             scores[lane] = f32::NEG_INFINITY;
@@ -202,15 +202,15 @@ fn halves<S: Simd, const V: usize, const L: usize>(
 /// Makes scores weights that are yet to be multiplied by what it returns, one over their sum.
 #[inline(always)]
 fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [[f32; LANES]]) -> Wide<S, V> {
-    let mut most = splat::<S, V>(simd, f32::NEG_INFINITY);
+    let mut max_score = splat::<S, V>(simd, f32::NEG_INFINITY);
     for scores in scores.iter() {
-        most = max(simd, load(simd, scores), most);
+        max_score = max(simd, load(simd, scores), max_score);
     }
     // As for one query: 16 partial sums over the keys.
     let mut partial = [[0.0; LANES]; LANES];
     for chunk in scores.chunks_mut(LANES) {
         for (scores, partial) in chunk.iter_mut().zip(&mut partial) {
-            let weights = exp::<S, V>(simd, sub(simd, load(simd, scores), most));
+            let weights = exp::<S, V>(simd, sub(simd, load(simd, scores), max_score));
             store(simd, weights, scores);
             store(simd, add(simd, load(simd, partial), weights), partial);
         }
@@ -255,12 +255,12 @@ fn weigh<S: Simd, const V: usize, E: Element, const Q: usize, const C: usize>(
     let mut totals = [[splat::<S, V>(simd, 0.0); C]; Q];
     // Keys that all queries see, and then, query by query, those that only later ones do.
     let of_all = at.visible;
-    let place = [at.slot, at.head, head_dim, columns.start];
+    let index = [at.slot, at.head, head_dim, columns.start];
     let values = &attention.values;
-    totals = add_values::<S, V, E, Q, C>(simd, values, &weights[..of_all], at.lane, place, totals);
+    totals = add_values::<S, V, E, Q, C>(simd, values, &weights[..of_all], at.lane, index, totals);
     for query in 1..Q {
         for position in of_all..of_all + query {
-            let value = columns_at::<S, V, E, C>(simd, values, position, place);
+            let value = columns_at::<S, V, E, C>(simd, values, position, index);
             let weight = splat(simd, weights[position][at.lane + query]);
             for chunk in 0..C {
                 totals[query][chunk] = mul_add(simd, value[chunk], weight, totals[query][chunk]);
@@ -288,11 +288,11 @@ fn add_values<S: Simd, const V: usize, E: Element, const Q: usize, const C: usiz
     values: &View<'_, E>,
     weights: &[[f32; LANES]],
     lane: usize,
-    place: [usize; 4],
+    index: [usize; 4],
     mut totals: [[Wide<S, V>; C]; Q],
 ) -> [[Wide<S, V>; C]; Q] {
     for position in 0..weights.len() {
-        let value = columns_at::<S, V, E, C>(simd, values, position, place);
+        let value = columns_at::<S, V, E, C>(simd, values, position, index);
         let weights = &weights[position][lane..lane + Q];
         for query in 0..Q {
             let weight = splat(simd, weights[query]);

@@ -105,14 +105,14 @@ fn score<S: Simd, const V: usize, E: Element>(
 #[inline(always)]
 fn softmax<S: Simd, const V: usize>(simd: S, scores: &mut [f32], count: usize) -> f32 {
     let (chunks, _) = scores.as_chunks_mut::<LANES>();
-    let mut most = splat::<S, V>(simd, f32::NEG_INFINITY);
+    let mut max_score = splat::<S, V>(simd, f32::NEG_INFINITY);
     for chunk in chunks.iter() {
-        most = max(simd, load(simd, chunk), most);
+        max_score = max(simd, load(simd, chunk), max_score);
     }
-    let most = splat::<S, V>(simd, largest(simd, most));
+    let max_score = splat::<S, V>(simd, largest(simd, max_score));
     let mut total = splat::<S, V>(simd, 0.0);
     for chunk in chunks.iter_mut() {
-        let weights = exp(simd, sub(simd, load(simd, chunk), most));
+        let weights = exp(simd, sub(simd, load(simd, chunk), max_score));
         total = add(simd, total, weights);
         store(simd, weights, chunk);
     }

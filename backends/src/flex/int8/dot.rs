@@ -4,7 +4,7 @@
 use burn::tensor::f16;
 
 use super::QUADS;
-use super::rows::Part;
+use super::rows::GroupRows;
 use super::weights::OFFSET;
 use crate::flex::element::Element;
 use crate::ops::TILE;
@@ -55,7 +55,7 @@ impl Multiplier {
         self,
         quads: &[[i32; TILE]],
         scales: &[[f16; TILE]],
-        x: Part<'_, R>,
+        x: GroupRows<'_, R>,
     ) -> [[f32; TILE]; R] {
         match self.0 {
             Kind::Portable => portable(quads, scales, x),
@@ -69,7 +69,7 @@ impl Multiplier {
     }
 }
 
-fn portable<const R: usize>(quads: &[[i32; TILE]], scales: &[[f16; TILE]], x: Part<'_, R>) -> [[f32; TILE]; R] {
+fn portable<const R: usize>(quads: &[[i32; TILE]], scales: &[[f16; TILE]], x: GroupRows<'_, R>) -> [[f32; TILE]; R] {
     let mut sums = [[0.0_f32; TILE]; R];
     for (group, quads) in quads.chunks(QUADS).enumerate() {
         let scales = f16::widen(&scales[group]);
@@ -107,7 +107,11 @@ mod x86 {
 
     /// 16 words of four bytes are multiplied with four bytes, and added to 16 sums, by one instruction.
     #[target_feature(enable = "avx512f,avx512vnni")]
-    pub fn vnni<const R: usize>(quads: &[[i32; TILE]], scales: &[[f16; TILE]], x: Part<'_, R>) -> [[f32; TILE]; R] {
+    pub fn vnni<const R: usize>(
+        quads: &[[i32; TILE]],
+        scales: &[[f16; TILE]],
+        x: GroupRows<'_, R>,
+    ) -> [[f32; TILE]; R] {
         const V: usize = TILE / 16;
         let mut sums = [[_mm512_setzero_ps(); V]; R];
         for (group, quads) in quads.chunks(QUADS).enumerate() {
@@ -155,7 +159,11 @@ mod x86 {
     /// Bytes are widened to 16 bits, since the products of bytes can exceed what AVX2 adds them in; 8 columns at a time, so
     /// that sums of six rows stay in registers.
     #[target_feature(enable = "avx2,fma")]
-    pub fn avx2<const R: usize>(quads: &[[i32; TILE]], scales: &[[f16; TILE]], x: Part<'_, R>) -> [[f32; TILE]; R] {
+    pub fn avx2<const R: usize>(
+        quads: &[[i32; TILE]],
+        scales: &[[f16; TILE]],
+        x: GroupRows<'_, R>,
+    ) -> [[f32; TILE]; R] {
         const LANES: usize = 8;
         let low_bytes = _mm256_set1_epi16(0xff);
         let mut sums = [[0.0; TILE]; R];

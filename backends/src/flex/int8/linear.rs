@@ -11,7 +11,7 @@ use crate::flex::schedule::{Group, for_tiles, split};
 
 /// Rows of `x` that are multiplied at a time: with AVX-512, as many as there are registers for their sums of whole numbers
 /// and of floats.
-const MOST_ROWS: usize = 6;
+const MAX_ROWS: usize = 6;
 
 /// Below as many multiplications threads cost more than they bring.
 const WORTH_THREADS: usize = 600_000;
@@ -39,7 +39,7 @@ pub fn linear(
     if rows == 0 {
         return;
     }
-    let groups = split(rows, MOST_ROWS);
+    let groups = split(rows, MAX_ROWS);
     let x = Rows::new(arch, x, &groups, inputs);
     let out = Output::new(out, outputs);
     // A weight costs about as much to read as to multiply with six rows.

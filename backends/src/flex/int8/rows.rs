@@ -25,7 +25,7 @@ pub struct Rows {
 
 /// `R` rows that are multiplied together.
 #[derive(Clone, Copy)]
-pub struct Part<'a, const R: usize> {
+pub struct GroupRows<'a, const R: usize> {
     pub quads: &'a [[i32; R]],
     pub scales: &'a [[f32; R]],
     pub starts: &'a [[i32; R]],
@@ -53,10 +53,10 @@ impl Rows {
     }
 
     /// The rows of a group, of which there are `R`.
-    pub fn part<const R: usize>(&self, group: Group) -> Part<'_, R> {
+    pub fn part<const R: usize>(&self, group: Group) -> GroupRows<'_, R> {
         let (of_row, scales_of_row) = (self.inputs.div_ceil(QUAD), self.inputs.div_ceil(GROUP));
         let (quads, scales) = (group.first * of_row, group.first * scales_of_row);
-        Part {
+        GroupRows {
             quads: self.quads[quads..][..R * of_row].as_chunks().0,
             scales: self.scales[scales..][..R * scales_of_row].as_chunks().0,
             starts: self.starts[scales..][..R * scales_of_row].as_chunks().0,
@@ -101,12 +101,12 @@ fn round(x: &[f32; GROUP]) -> ([i32; QUADS], f32, i32) {
     const ROUND: f32 = 12_582_912.0;
     /// Below, the reciprocal of the scale might overflow; such numbers count as 0.
     const TINY: f32 = 1e-30;
-    let mut most = 0;
+    let mut max = 0;
     for x in x {
-        most = most.max(x.abs().to_bits());
+        max = max.max(x.abs().to_bits());
     }
-    let most = f32::from_bits(most);
-    let per_step = if most > TINY { 127.0 / most } else { 0.0 };
+    let max = f32::from_bits(max);
+    let per_step = if max > TINY { 127.0 / max } else { 0.0 };
     let (mut bytes, mut sum) = ([0_u8; GROUP], 0);
     for i in 0..GROUP {
         let whole = (x[i] * per_step + ROUND).to_bits() as i32 - ROUND.to_bits() as i32;
@@ -117,7 +117,7 @@ fn round(x: &[f32; GROUP]) -> ([i32; QUADS], f32, i32) {
     for i in 0..QUADS {
         words[i] = i32::from_le_bytes([bytes[4 * i], bytes[4 * i + 1], bytes[4 * i + 2], bytes[4 * i + 3]]);
     }
-    (words, most / 127.0, sum)
+    (words, max / 127.0, sum)
 }
 
 #[cfg(test)]

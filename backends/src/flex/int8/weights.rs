@@ -5,7 +5,7 @@ use rayon::prelude::*;
 
 use super::{GROUP, QUAD, QUADS};
 use crate::flex::element::Element;
-use crate::ops::{MOST_STEPS, TILE};
+use crate::ops::{MAX_STEPS, TILE};
 use crate::pages::zeroed;
 
 /// What is added to a weight, so that its byte has no sign.
@@ -90,10 +90,10 @@ pub fn quantize(inputs: usize, outputs: usize, at: impl Fn(usize, usize) -> f32 
 /// The largest magnitude divided by 127; not finite if a weight is not.
 fn scale(weights: &[f32]) -> f16 {
     // As whole numbers, magnitudes have the same order, and NaN is the largest.
-    let most = f32::from_bits(weights.iter().map(|weight| weight.abs().to_bits()).max().unwrap_or(0));
-    let nearest = f16::from_f32(most / 127.0);
+    let max = f32::from_bits(weights.iter().map(|weight| weight.abs().to_bits()).max().unwrap_or(0));
+    let nearest = f16::from_f32(max / 127.0);
     // Never so for what is not finite, nor where f16 has its 11 significant bits.
-    match nearest.to_f32() * MOST_STEPS < most {
+    match nearest.to_f32() * MAX_STEPS < max {
         true => f16::from_bits(nearest.to_bits() + 1),
         false => nearest,
     }
@@ -124,9 +124,9 @@ mod tests {
                 assert_eq!(column.len(), inputs);
                 for (input, found) in column.iter().enumerate() {
                     let group = input / GROUP * GROUP..(input / GROUP * GROUP + GROUP).min(inputs);
-                    let most = group.map(|input| at(input, output).abs()).fold(0.0, f32::max);
+                    let max = group.map(|input| at(input, output).abs()).fold(0.0, f32::max);
                     // Half a step, and what rounding the scale to f16 costs.
-                    let allowed = most / 127.0 * 0.5 + most * 1e-3;
+                    let allowed = max / 127.0 * 0.5 + max * 1e-3;
                     assert!((found - at(input, output)).abs() <= allowed, "[{input}, {output}]: {found}");
                 }
             }
@@ -136,23 +136,23 @@ mod tests {
     /// Their scale would be less than half of f16's smallest number, or would be rounded to a multiple of it that is far from it.
     #[test]
     fn groups_of_tiny_weights_are_kept_to_half_a_scale_that_f16_can_hold() {
-        for most in (-40..0).map(|exponent| 1.37 * 2.0_f32.powi(exponent)).chain([3.7e-6, 3.8e-6, 7.6e-6, 1.1e-5]) {
+        for max in (-40..0).map(|exponent| 1.37 * 2.0_f32.powi(exponent)).chain([3.7e-6, 3.8e-6, 7.6e-6, 1.1e-5]) {
             // The largest is among them, of either sign.
             let at = |input: usize, output: usize| {
-                most * ((input * 37 + output * 11) % 64) as f32 / 63.0 * [1.0, -1.0][input % 2]
+                max * ((input * 37 + output * 11) % 64) as f32 / 63.0 * [1.0, -1.0][input % 2]
             };
             let (quads, scales) = quantize(64, 32, at);
             let matrix = Quantized::new(&quads, &scales, [64, 32]);
             for (output, scale) in scales.iter().enumerate() {
                 let step = scale.to_f32();
-                let wanted = most / 127.0;
+                let wanted = max / 127.0;
                 assert!(
                     step >= wanted * 0.996 && step <= (wanted + LEAST_SCALE).max(wanted * 1.001),
-                    "{step} of {most}"
+                    "{step} of {max}"
                 );
                 for (input, found) in matrix.column(output).enumerate() {
                     let distance = (found - at(input, output)).abs();
-                    assert!(distance <= step * 0.5001, "[{input}, {output}] of {most}: {found}");
+                    assert!(distance <= step * 0.5001, "[{input}, {output}] of {max}: {found}");
                 }
             }
         }

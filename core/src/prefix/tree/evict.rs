@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{NodeId, Payload, RadixTree};
 
 impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
-    /// Pins the longest beginning of `ids` that is held, until [`unpin`](Self::unpin); returns its length.
+    /// Pins the longest prefix of `ids` that is held, until [`unpin`](Self::unpin); returns its length.
     pub fn pin(&mut self, space: N, ids: &[u32]) -> usize {
         let path = self.walk(space, ids);
         if let Some(&(id, tokens)) = path.last() {

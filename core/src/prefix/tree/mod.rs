@@ -1,4 +1,4 @@
-//! [`RadixTree`]: sequences of token ids that share their beginnings, with a payload for each token.
+//! [`RadixTree`]: sequences of token ids that share their prefixes, with a payload for each token.
 
 mod entries;
 mod evict;
@@ -123,7 +123,7 @@ impl TreeStats {
     }
 }
 
-/// The beginning of a sequence that a tree holds.
+/// The prefix of a sequence that a tree holds.
 #[derive(Clone, Debug)]
 pub struct Match<'a, P> {
     /// Payloads along the path, and how many of the tokens of each belong to the sequence: all, but for the last.
@@ -133,7 +133,7 @@ pub struct Match<'a, P> {
 }
 
 impl<P> Match<'_, P> {
-    /// Tokens of the beginning.
+    /// Tokens of the prefix.
     pub fn len(&self) -> usize {
         self.parts.iter().map(|(_, tokens)| tokens).sum()
     }
@@ -185,7 +185,7 @@ impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
         self.stats
     }
 
-    /// The longest beginning of `ids` that is held. Makes it the youngest, and counts.
+    /// The longest prefix of `ids` that is held. Makes it the youngest, and counts.
     pub fn find(&mut self, space: N, ids: &[u32]) -> Match<'_, P> {
         let path = self.walk(space, ids);
         self.touch(&path);

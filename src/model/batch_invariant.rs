@@ -9,10 +9,14 @@ use burn::tensor::Tensor;
 use crate::backends::AttentionMetadata;
 use crate::cache::States;
 
-/// `product` of `x`, `[N, d]`; of each row by itself if `apart`.
-pub(super) fn rows_apart(x: Tensor<2>, apart: bool, product: impl Fn(Tensor<2>) -> Tensor<2>) -> Tensor<2> {
+/// `product` of `x`, `[N, d]`; of each row by itself if `batch_invariant`.
+pub(super) fn batch_invariant_rows(
+    x: Tensor<2>,
+    batch_invariant: bool,
+    product: impl Fn(Tensor<2>) -> Tensor<2>,
+) -> Tensor<2> {
     let [rows, _] = x.dims();
-    if !apart || rows == 1 {
+    if !batch_invariant || rows == 1 {
         return product(x);
     }
     Tensor::cat((0..rows).map(|row| product(x.clone().narrow(0, row, 1))).collect(), 0)
@@ -25,7 +29,7 @@ pub(super) fn rows_apart(x: Tensor<2>, apart: bool, product: impl Fn(Tensor<2>) 
 /// - query: `[N, H, D]`
 /// - states: `[S, H, L, D]`
 /// - result: `[N, H D]`
-pub(super) fn queries_apart(
+pub(super) fn batch_invariant_attention(
     query: &Tensor<3>,
     states: &States,
     metadata: &AttentionMetadata,

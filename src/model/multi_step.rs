@@ -1,7 +1,7 @@
-//! [`Gpt2::run_ahead`]: greedy decoding that the host does not wait for.
+//! [`Gpt2::decode_steps`]: greedy decoding that the host does not wait for.
 //!
 //! A GPU does what it is told while the host already tells it what comes next, as long as the host need not see what came out.
-//! Here each step takes its tokens and its places from buffers on the device and leaves the next ones there; only after
+//! Here each step takes its tokens and its positions from buffers on the device and leaves the next ones there; only after
 //! some steps are the tokens read. So every step is launched in the same words, and a device that can capture them (CUDA's
 //! graphs) is told them only once.
 
@@ -15,11 +15,11 @@ use crate::backends::{self, AttentionMetadata, CapturedStep, PackedRow};
 use crate::cache::KvCache;
 use crate::{Error, Result};
 
-/// Rows that are decoded ahead.
+/// Rows that are decoded several steps at a time.
 #[derive(Debug)]
-pub(crate) struct RunAhead {
+pub(crate) struct MultiStep {
     /// None while a step is being taken, or captured and not replayed.
-    state: Option<backends::Ahead>,
+    state: Option<backends::DecodeState>,
     /// Whose the tokens of a step are: one of each row. Its lengths on the host are those of the first step; kernels go by those on
     /// the device.
     metadata: AttentionMetadata,
@@ -51,20 +51,20 @@ struct Step {
 const STEPS_TO_CAPTURE: usize = 2;
 
 impl Gpt2 {
-    /// Whether [`run_ahead`](Self::run_ahead) saves waiting.
-    pub(crate) fn can_run_ahead(&self) -> bool {
-        self.is_prepared() && self.check_in_place().is_ok() && backends::runs_ahead(&self.device())
+    /// Whether [`decode_steps`](Self::decode_steps) saves waiting.
+    pub(crate) fn can_multi_step(&self) -> bool {
+        self.is_packed() && self.check_in_place().is_ok() && backends::is_asynchronous(&self.device())
     }
 
-    /// Rows whose newest tokens are `last`, and of which the cache holds what stands before those; of up to `most` steps at
+    /// Rows whose newest tokens are `last`, and of which the cache holds what stands before those; of up to `max` steps at
     /// a time. A step is captured if the device can and it `may` be.
-    pub(crate) fn start_ahead(&self, last: &[u32], cache: &KvCache, most: usize, may_capture: bool) -> RunAhead {
+    pub(crate) fn start_multi_step(&self, last: &[u32], cache: &KvCache, max: usize, may_capture: bool) -> MultiStep {
         let (device, batch) = (self.device(), last.len());
         let ints = |values: Vec<i32>| Tensor::<1, Int>::from_data(values.as_slice(), (&device, DType::I32));
-        let chosen = TensorData::new(vec![0_i32; batch * most], [batch, most]);
-        let state = backends::Ahead {
+        let chosen = TensorData::new(vec![0_i32; batch * max], [batch, max]);
+        let state = backends::DecodeState {
             ids: ints(last.iter().map(|id| *id as i32).collect()),
-            past: ints(cache.lens().iter().map(|len| *len as i32).collect()),
+            context_lens: ints(cache.lens().iter().map(|len| *len as i32).collect()),
             chosen: Tensor::from_data(chosen, (&device, DType::I32)),
         };
         let captured = match may_capture && CapturedStep::<Step>::is_possible(&device) {
@@ -75,10 +75,10 @@ impl Gpt2 {
         let rows = cache.slots().iter().zip(&lens);
         let row = |(slot, len): (&usize, &usize)| PackedRow { slot: *slot, context_len: *len, query_len: 1 };
         let metadata = AttentionMetadata::new(rows.map(row).collect(), &device);
-        RunAhead { state: Some(state), metadata, captured, lens, last, thread: thread::current().id() }
+        MultiStep { state: Some(state), metadata, captured, lens, last, thread: thread::current().id() }
     }
 
-    /// The `steps` likeliest next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
+    /// The `steps` most likely next tokens of each row, `[steps][rows]`; a number outside the vocabulary stands for logits that
     /// are not numbers. The cache then holds all of them but the last.
     ///
     /// None: the device would not capture after all, or the step was not written in place, and what the cache holds is lost.
@@ -86,85 +86,85 @@ impl Gpt2 {
     /// # Errors
     ///
     /// As [`forward`](Self::forward).
-    pub(crate) fn run_ahead(
+    pub(crate) fn decode_steps(
         &self,
-        ahead: &mut RunAhead,
+        multi_step: &mut MultiStep,
         cache: &mut KvCache,
         steps: usize,
     ) -> Result<Option<Vec<Vec<i32>>>> {
-        let rows = ahead.lens.len();
+        let rows = multi_step.lens.len();
         let mut taken = 0;
         while taken < steps {
             cache.check_append(&self.config, &self.device(), &vec![STEPS_TO_CAPTURE.min(steps - taken); rows])?;
-            taken += match &ahead.captured {
+            taken += match &multi_step.captured {
                 Captured::Done(step) => {
                     step.replay().map_err(failed)?;
-                    cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
+                    cache.advance((0..multi_step.lens.len()).map(|row| (row, 1)));
                     1
                 }
                 // It pays from the next step on.
-                Captured::NotYet if steps - taken > STEPS_TO_CAPTURE => match self.capture(ahead, cache)? {
+                Captured::NotYet if steps - taken > STEPS_TO_CAPTURE => match self.capture(multi_step, cache)? {
                     Some(steps) => steps,
                     None => return Ok(None),
                 },
-                _ => self.step_ahead(ahead, cache)?,
+                _ => self.launch_step(multi_step, cache)?,
             };
         }
-        let state = ahead.state.as_ref().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        let [_, places] = state.chosen.dims();
+        let state = multi_step.state.as_ref().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        let [_, columns] = state.chosen.dims();
         let chosen = state.chosen.clone().try_into_vec_as::<i32>();
         let chosen = chosen.map_err(|error| Error::Execution(error.to_string()))?;
         let of_step = |step: usize| {
-            let place = |(row, len): (usize, &usize)| chosen[row * places + (len + step) % places];
-            ahead.lens.iter().enumerate().map(place).collect::<Vec<i32>>()
+            let column = |(row, len): (usize, &usize)| chosen[row * columns + (len + step) % columns];
+            multi_step.lens.iter().enumerate().map(column).collect::<Vec<i32>>()
         };
         let chosen: Vec<Vec<i32>> = (0..steps).map(of_step).collect();
-        ahead.lens = cache.lens().to_vec();
+        multi_step.lens = cache.lens().to_vec();
         if let Some(last) = chosen.last() {
-            ahead.last = last.iter().map(|id| (*id).max(0) as u32).collect();
+            multi_step.last = last.iter().map(|id| (*id).max(0) as u32).collect();
         }
         Ok(Some(chosen))
     }
 
     /// One step; returns how many it was.
-    fn step_ahead(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<usize> {
-        let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        ahead.state = Some(self.compute_ahead(state, ahead.metadata.clone(), cache));
-        cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
+    fn launch_step(&self, multi_step: &mut MultiStep, cache: &mut KvCache) -> Result<usize> {
+        let state = multi_step.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        multi_step.state = Some(self.compute_step(state, multi_step.metadata.clone(), cache));
+        cache.advance((0..multi_step.lens.len()).map(|row| (row, 1)));
         Ok(1)
     }
 
     /// Two steps, of which the second is captured and then replayed; or one, if the device refuses. Returns how many; none if it
     /// began to capture and failed: then it takes all that the step was to write for invalid.
-    fn capture(&self, ahead: &mut RunAhead, cache: &mut KvCache) -> Result<Option<usize>> {
+    fn capture(&self, multi_step: &mut MultiStep, cache: &mut KvCache) -> Result<Option<usize>> {
         let device = self.device();
         if CapturedStep::<Step>::prepare(&device).is_err() {
-            ahead.captured = Captured::Never;
-            return Ok(Some(self.step_ahead(ahead, cache)?));
+            multi_step.captured = Captured::Never;
+            return Ok(Some(self.launch_step(multi_step, cache)?));
         }
-        self.step_ahead(ahead, cache)?;
-        let state = ahead.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
-        let step = Step { model: self.clone(), metadata: ahead.metadata.clone() };
+        self.launch_step(multi_step, cache)?;
+        let state = multi_step.state.take().ok_or_else(|| Error::Execution("an earlier step failed".to_owned()))?;
+        let step = Step { model: self.clone(), metadata: multi_step.metadata.clone() };
         let take =
-            |step: &Step, cache: &mut KvCache, state| step.model.compute_ahead(state, step.metadata.clone(), cache);
+            |step: &Step, cache: &mut KvCache, state| step.model.compute_step(state, step.metadata.clone(), cache);
         let Ok(captured) = CapturedStep::new(&device, step, cache, state, take, KvCache::all_buffers) else {
             return Ok(None);
         };
         captured.replay().map_err(failed)?;
-        ahead.state = Some(captured.state().clone());
-        cache.advance((0..ahead.lens.len()).map(|row| (row, 1)));
-        ahead.captured = Captured::Done(Box::new(captured));
+        multi_step.state = Some(captured.state().clone());
+        cache.advance((0..multi_step.lens.len()).map(|row| (row, 1)));
+        multi_step.captured = Captured::Done(Box::new(captured));
         Ok(Some(STEPS_TO_CAPTURE))
     }
 
     /// A step, told to the device and no further.
-    fn compute_ahead(
+    fn compute_step(
         &self,
-        state: backends::Ahead,
+        state: backends::DecodeState,
         metadata: AttentionMetadata,
         cache: &mut KvCache,
-    ) -> backends::Ahead {
-        let plan = Plan::on_device(metadata, state.past.clone());
+    ) -> backends::DecodeState {
+        let plan = Plan::on_device(metadata, state.context_lens.clone());
         let hidden = self.compute_all(&state.ids, &plan, Some(cache)); // [B, d]
         let logits = self.compute_head(hidden); // [B, V]
         drop(plan);
@@ -176,7 +176,7 @@ fn failed(error: burn::backend::ExecutionError) -> Error {
     Error::Execution(error.to_string())
 }
 
-impl RunAhead {
+impl MultiStep {
     /// Whether this is where these rows are now.
     pub(crate) fn is_at(&self, last: &[u32], lens: &[usize]) -> bool {
         self.state.is_some() && self.last == last && self.lens == lens && self.thread == thread::current().id()

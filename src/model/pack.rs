@@ -1,4 +1,4 @@
-//! [`Gpt2::prepare`]: weights in the layout that kernels read fastest.
+//! [`Gpt2::pack`]: weights in the layout that kernels read fastest.
 
 use burn::module::{Module, ModuleMapper, Param};
 use burn::nn::Embedding;
@@ -27,7 +27,7 @@ impl Packed {
 }
 
 /// A matrix of the model, while it is packed.
-pub(crate) struct Unpacked<'a> {
+pub(crate) struct MatrixToPack<'a> {
     /// Its name in a checkpoint.
     pub name: String,
     /// The parameter that holds it; it is left without elements afterwards.
@@ -41,24 +41,24 @@ impl Gpt2 {
     ///
     /// It is for inference, and the last thing that is done with a model: it does not train, nor can it be saved, cast or
     /// moved. What is packed is no parameter any more: those of the blocks' linear layers and of the head are left
-    /// without elements, so a burn record of a prepared model holds none of its weights. Matrices are packed one after
+    /// without elements, so a burn record of a packed model holds none of its weights. Matrices are packed one after
     /// the other and not held twice, if no clone of the model holds them;
-    /// [`Checkpoint::load_prepared`](crate::Checkpoint::load_prepared) packs them as they are read, and holds no more than
-    /// pieces of what is not packed yet.
+    /// [`Checkpoint::load_packed`](crate::Checkpoint::load_packed) packs them as they are read, and holds no more than
+    /// chunks of what is not packed yet.
     ///
     /// On a device without kernels, and for training, nothing is packed: the model is only [cast](Self::cast) to `format`.
     ///
     /// # Errors
     ///
-    /// [`Error::Prepared`] if it is prepared already; [`Error::Device`] if the device does not compute in `format`, or has
+    /// [`Error::Packed`] if it is packed already; [`Error::Device`] if the device does not compute in `format`, or has
     /// no kernels for [`WeightFormat::Int8`].
-    pub fn prepare(self, format: WeightFormat) -> Result<Self> {
-        self.check_unprepared("prepared again")?;
+    pub fn pack(self, format: WeightFormat) -> Result<Self> {
+        self.check_not_packed("packed again")?;
         check_format(&self.device(), format)?;
         if !has_kernels(&self.device()) {
             return self.cast(format.float());
         }
-        let mut model = self.pack(|matrix| {
+        let mut model = self.pack_with(|matrix| {
             let value = matrix.param.val();
             let value = if matrix.is_head { value.transpose() } else { value };
             Ok(PackedMatrix::new(value, format))
@@ -70,25 +70,28 @@ impl Gpt2 {
         Ok(if model.lm_head.is_some() { Self { wte, ..model } } else { model })
     }
 
-    /// Replaces each matrix of a linear layer or head by what `pack` makes of it, the largest first, while there is room.
-    pub(crate) fn pack(mut self, mut pack: impl FnMut(Unpacked<'_>) -> Result<PackedMatrix>) -> Result<Self> {
+    /// Replaces each matrix of a linear layer or head by what `pack_matrix` makes of it, the largest first, while there is room.
+    pub(crate) fn pack_with(
+        mut self,
+        mut pack_matrix: impl FnMut(MatrixToPack<'_>) -> Result<PackedMatrix>,
+    ) -> Result<Self> {
         let (name, param) = match &mut self.lm_head {
             Some(head) => ("lm_head.weight", &mut head.weight),
             None => ("wte.weight", &mut self.wte.weight),
         };
-        let matrix = pack(Unpacked { name: name.to_owned(), param, is_head: true })?;
+        let matrix = pack_matrix(MatrixToPack { name: name.to_owned(), param, is_head: true })?;
         empty(param);
         self.packed_head = Some(Packed::new(matrix, None, &param.device()));
         for (layer, block) in self.h.iter_mut().enumerate() {
             for (name, linear) in LINEARS.into_iter().zip(block.linears_mut()) {
-                linear.pack(format!("h.{layer}.{name}.weight"), &mut pack)?;
+                linear.pack(format!("h.{layer}.{name}.weight"), &mut pack_matrix)?;
             }
         }
         Ok(self)
     }
 
     /// Whether the weights are in the layout of the device's kernels.
-    pub fn is_prepared(&self) -> bool {
+    pub fn is_packed(&self) -> bool {
         self.packed_head.is_some()
     }
 
@@ -98,7 +101,7 @@ impl Gpt2 {
         linears.chain([&self.packed_head]).flatten().map(|packed| &packed.matrix)
     }
 
-    /// Fails if the model was prepared and then moved to where its packed matrices are not, or put in the deterministic mode and
+    /// Fails if the model was packed and then moved to where its packed matrices are not, or put in the deterministic mode and
     /// then to where dropout is at work.
     pub(super) fn check_in_place(&self) -> Result<()> {
         if self.is_deterministic() {
@@ -107,24 +110,28 @@ impl Gpt2 {
         // A device that records gradients equals the one that it is.
         let is_here = |head: &Packed| has_kernels(&self.device()) && head.matrix.device() == self.device();
         let in_place = self.packed_head.as_ref().is_none_or(is_here);
-        if in_place { Ok(()) } else { Err(Error::Prepared { what: "trained, or moved to another device" }) }
+        if in_place { Ok(()) } else { Err(Error::Packed { what: "trained, or moved to another device" }) }
     }
 
-    pub(crate) fn check_unprepared(&self, what: &'static str) -> Result<()> {
-        if self.is_prepared() { Err(Error::Prepared { what }) } else { Ok(()) }
+    pub(crate) fn check_not_packed(&self, what: &'static str) -> Result<()> {
+        if self.is_packed() { Err(Error::Packed { what }) } else { Ok(()) }
     }
 }
 
 impl Linear {
-    fn pack(&mut self, name: String, pack: &mut impl FnMut(Unpacked<'_>) -> Result<PackedMatrix>) -> Result<()> {
-        let matrix = pack(Unpacked { name, param: &self.weight, is_head: false })?;
+    fn pack(
+        &mut self,
+        name: String,
+        pack_matrix: &mut impl FnMut(MatrixToPack<'_>) -> Result<PackedMatrix>,
+    ) -> Result<()> {
+        let matrix = pack_matrix(MatrixToPack { name, param: &self.weight, is_head: false })?;
         empty(&mut self.weight);
         self.packed = Some(Packed::new(matrix, self.bias.as_ref().map(Param::val), &self.weight.device()));
         Ok(())
     }
 }
 
-/// The type that a prepared model holds a token embedding in that is not its head too: of its rows a few are looked up, so
+/// The type that a packed model holds a token embedding in that is not its head too: of its rows a few are looked up, so
 /// their bytes are no matter of speed.
 pub(crate) fn embedding_dtype(format: WeightFormat) -> DType {
     match format {

@@ -1,0 +1,50 @@
+//! One word for one thing: docs/words.txt lists those that were replaced.
+
+use std::path::{Path, PathBuf};
+
+fn texts(folder: &Path, found: &mut Vec<PathBuf>) {
+    for entry in std::fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_str().unwrap().to_owned();
+        let is_text = [".rs", ".md", ".py", ".toml"].iter().any(|end| name.ends_with(end));
+        match path.is_dir() {
+            true if !["target", "runs", "out"].contains(&name.as_str()) && !name.starts_with('.') => {
+                texts(&path, found)
+            }
+            false if is_text => found.push(path),
+            _ => {}
+        }
+    }
+}
+
+/// Whether `text` has `words`, and not as a part of longer words.
+fn has(text: &str, words: &str) -> bool {
+    let is_word = |letter: Option<char>| letter.is_some_and(|letter| letter.is_alphanumeric() || letter == '_');
+    let is_whole = |(at, _): &(usize, &str)| {
+        !is_word(text[..*at].chars().next_back()) && !is_word(text[at + words.len()..].chars().next())
+    };
+    text.match_indices(words).any(|found| is_whole(&found))
+}
+
+#[test]
+fn words_that_were_replaced_do_not_come_back() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let list = std::fs::read_to_string(root.join("docs/words.txt")).unwrap();
+    let lines: Vec<(&str, &str)> = list.lines().filter_map(|line| line.split_once(" -> ")).collect();
+    assert!(lines.len() > 40, "{} words", lines.len());
+    let mut files = Vec::new();
+    texts(root, &mut files);
+    assert!(files.len() > 200, "{} files", files.len());
+    for file in files {
+        let text = std::fs::read_to_string(&file).unwrap();
+        for (old, new) in &lines {
+            assert!(!has(&text, old), "{}: `{old}` is called `{new}`", file.display());
+        }
+    }
+}
+
+#[test]
+fn only_whole_words_are_found() {
+    assert!(has("a page.", "page") && has("page", "page") && has("x of a page y", "of a page"));
+    assert!(!has("pages", "page") && !has("is_page", "page") && !has("roof a page", "of a page"));
+}
