@@ -8,7 +8,7 @@ use crate::{Error, Result};
 /// ```
 /// use gpt2_burn_core::cost::SpeculationCost;
 ///
-/// let pair = Speculation::new(0.75, 0.0838)?; // GPT-2 drafts for GPT2-XL on a T4
+/// let pair = SpeculationCost::new(0.75, 0.0838)?; // GPT-2 drafts for GPT2-XL on a T4
 /// assert_eq!(pair.best(20).draft_len, 5);
 /// assert_eq!(pair.without_bonus().best(20).draft_len, 6);
 /// # Ok::<(), gpt2_burn_core::Error>(())
