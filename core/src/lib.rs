@@ -17,6 +17,7 @@
 
 pub mod cost;
 mod error;
+pub mod pages;
 pub mod prefix;
 pub mod sampling;
 pub mod schedule;
