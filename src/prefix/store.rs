@@ -287,7 +287,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_computed_in_another_way_is_neither_taken_nor_put_in() {
+    fn what_is_computed_in_another_way_is_neither_taken_nor_inserted() {
         let cache = PrefixCache::new(1 << 20);
         let (now, other) = (Fingerprint::of_another_way().now(), Fingerprint::of_another_way());
         let device = crate::device("flex").unwrap();

@@ -185,7 +185,7 @@ fn a_prefix_hit_gives_the_same_tokens_on_every_device() {
 }
 
 #[test]
-fn running_ahead_changes_nothing_and_ends_where_a_text_does() {
+fn multi_step_decoding_changes_nothing_and_ends_where_a_text_does() {
     let model = random_model_on(small_config(), &cpu());
     let config = model.config().clone();
     let prompts = vec![vec![1, 2, 3, 4, 5], vec![7], vec![9, 10, 11]];
