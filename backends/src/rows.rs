@@ -45,7 +45,7 @@ pub fn advance(logits: Tensor<2>, state: DecodeState) -> DecodeState {
     let DecodeState { ids, context_lens, chosen } = state;
     let ([batch, _], [rows, columns]) = (logits.dims(), chosen.dims());
     assert_eq!([ids.dims(), context_lens.dims(), [rows]], [[batch]; 3], "rows of what is known");
-    assert!(columns > 0, "a place for what is chosen");
+    assert!(columns > 0, "a column for what is chosen");
     let (ids, context_lens, chosen) = <Dispatch as Gpt2Ops>::advance(
         logits.into_dispatch(),
         as_i32::<Dispatch>(ids.into_dispatch()),

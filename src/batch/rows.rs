@@ -100,12 +100,13 @@ impl Batch<'_> {
         match (row.runner_row, follower) {
             // Somebody else wants what it has computed.
             (Some(runner_row), Some(heir)) => {
+                let (computed, waited) = (row.computed, row.waited);
                 self.row_ids[runner_row] = heir;
                 for other in self.rows.values_mut().filter(|other| other.leader == Some(id)) {
                     other.leader = Some(heir).filter(|heir| *heir != other.id);
                 }
                 if let Some(heir) = self.rows.get_mut(&heir) {
-                    heir.runner_row = Some(runner_row);
+                    (heir.runner_row, heir.computed, heir.waited) = (Some(runner_row), computed, waited);
                 }
             }
             (Some(runner_row), None) => self.vacate(&[runner_row]),
@@ -144,12 +145,12 @@ impl Batch<'_> {
     }
 
     /// Takes rows out of the runner; those after them move up.
-    fn vacate(&mut self, row_ids: &[usize]) {
-        if row_ids.is_empty() {
+    fn vacate(&mut self, runner_rows: &[usize]) {
+        if runner_rows.is_empty() {
             return;
         }
         let mut is_kept = vec![true; self.row_ids.len()];
-        row_ids.iter().for_each(|&runner_row| is_kept[runner_row] = false);
+        runner_rows.iter().for_each(|&runner_row| is_kept[runner_row] = false);
         self.runner.retain(&is_kept);
         if let Some(speculating) = &mut self.speculating {
             speculating.retain(&is_kept);
@@ -160,6 +161,6 @@ impl Batch<'_> {
                 row.runner_row = Some(runner_row);
             }
         }
-        self.report.leaves += if self.row_ids.is_empty() { 0 } else { row_ids.len() };
+        self.report.leaves += if self.row_ids.is_empty() { 0 } else { runner_rows.len() };
     }
 }

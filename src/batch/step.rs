@@ -13,7 +13,7 @@ use crate::speculative::proposer::Proposal;
 use crate::{Error, Result};
 
 /// Most steps that a device takes before their tokens are looked at: enough to hide the waiting, few enough to be shown as
-/// they come, and to be thrown away behind the end of a text.
+/// they come, and to be thrown away past the end of a text.
 const MAX_MULTI_STEPS: usize = 8;
 
 /// A row whose next tokens can be chosen.
@@ -71,7 +71,7 @@ impl Batch<'_> {
         steps.min().unwrap_or(0).min(MAX_MULTI_STEPS)
     }
 
-    /// Takes steps without waiting for their tokens, and looks at those then; what was computed behind the end of a row is dropped.
+    /// Takes steps without waiting for their tokens, and looks at those then; what was computed past the end of a row is dropped.
     /// False: nothing came of it.
     fn multi_step(&mut self, steps: usize, step: &mut StepReport, events: &mut Vec<RowEvent>) -> Result<bool> {
         let windows: Vec<&[u32]> = self.row_ids.iter().map(|id| self.rows[id].window()).collect();
@@ -104,11 +104,11 @@ impl Batch<'_> {
     /// Returns how many tokens rows got that had some already; none if there was no such row.
     fn compute(&mut self, step: &mut StepReport, events: &mut Vec<RowEvent>) -> Result<Option<usize>> {
         self.slide()?;
-        let mut row_ids_before = self.row_ids.clone();
-        row_ids_before.sort_unstable();
-        let has_begun = row_ids_before.iter().any(|id| self.rows[id].new_tokens() > 0);
+        let mut by_arrival = self.row_ids.clone();
+        by_arrival.sort_unstable();
+        let has_begun = by_arrival.iter().any(|id| self.rows[id].new_tokens() > 0);
         let (ready, mut pending): (Vec<RowId>, Vec<RowId>) =
-            row_ids_before.into_iter().partition(|id| self.lacking(*id) <= 1);
+            by_arrival.into_iter().partition(|id| self.lacking(*id) <= 1);
         let decoding: Vec<RowId> = ready.iter().copied().filter(|id| self.rows[id].new_tokens() > 0).collect();
         let (drafts, failures) = if has_begun { self.draft(&decoding)? } else { Default::default() };
         let ready: Vec<RowId> = ready.into_iter().filter(|id| !failures.contains_key(id)).collect();

@@ -26,7 +26,8 @@ pub struct KvCacheConfig {
     pub storage: CacheStorage,
     /// Element type of the keys and values.
     pub dtype: DType,
-    /// What all buffers together may take, with one layer's that are copied when they grow; so may what a forward takes besides.
+    /// What all buffers together may take, with one layer's that are copied when they grow. What a forward takes beside the cache
+    /// is held against the same limit, by itself.
     pub limit: MemoryLimit,
 }
 

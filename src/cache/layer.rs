@@ -114,7 +114,8 @@ impl LayerCache {
     pub fn with_rows(rows: &[Vec<States>], shape: [usize; 4], dtype: DType, device: &Device) -> Self {
         // All of it is written below, and once.
         let slots_and_lens: Vec<(usize, usize)> = (0..rows.len()).map(|row| (row, 0)).collect();
-        let write = |part: Half| write_rows(Tensor::empty(shape, (device, dtype)), rows, &slots_and_lens, part, true);
+        let write =
+            |part: KeysOrValues| write_rows(Tensor::empty(shape, (device, dtype)), rows, &slots_and_lens, part, true);
         Self { held: Some(States { keys: write(|part| &part.keys), values: write(|part| &part.values) }) }
     }
 
@@ -124,7 +125,7 @@ impl LayerCache {
         let filled = slots_and_lens.iter().map(|(_, len)| *len).max().unwrap_or(0);
         self.held = self.held.take().map(|held| {
             let capacity = held.keys.dims()[2].max(capacity);
-            let write = |buffer: Tensor<4>, part: Half| {
+            let write = |buffer: Tensor<4>, part: KeysOrValues| {
                 write_rows(extend(buffer, filled, capacity), rows, slots_and_lens, part, false)
             };
             States { keys: write(held.keys, |part| &part.keys), values: write(held.values, |part| &part.values) }
@@ -209,7 +210,7 @@ fn extend(buffer: Tensor<4>, held_len: usize, capacity: usize) -> Tensor<4> {
 }
 
 /// The keys or the values of a segment.
-type Half = fn(&States) -> &Tensor<4>;
+type KeysOrValues = fn(&States) -> &Tensor<4>;
 
 /// Writes parts, `[1, H, n, D]` each, one after the other to `slots_and_lens[b]`, a row and the first position in it, and then, if
 /// `to_the_end`, something finite.
@@ -217,7 +218,7 @@ fn write_rows(
     buffer: Tensor<4>,
     rows: &[Vec<States>],
     slots_and_lens: &[(usize, usize)],
-    part: Half,
+    part: KeysOrValues,
     to_the_end: bool,
 ) -> Tensor<4> {
     let shape = buffer.dims();

@@ -31,7 +31,7 @@ pub enum CacheStorage {
 
 /// Keys and values of each layer, for rows (sequences) of unequal length.
 ///
-/// Row `b` holds positions `0..len(b)`. What a buffer holds behind a row's length means nothing and is never seen.
+/// Row `b` holds positions `0..len(b)`. What a buffer holds past a row's length means nothing and is never seen.
 /// There is no `Clone`, which would hide a copy of everything: [`fork`](Self::fork) and [`gather`](Self::gather) copy
 /// rows when that is wanted. [`remove`](Self::remove) copies none: the row's slot in the buffers stays empty.
 #[derive(Debug)]
@@ -153,7 +153,7 @@ impl KvCache {
             .get_mut(row)
             .ok_or_else(|| Error::mismatch("row of the cache", format!("less than {rows}"), row))?;
         if len > *held {
-            return Err(Error::mismatch("length to cut a row to", format!("at most {held}"), len));
+            return Err(Error::mismatch("length to truncate a row to", format!("at most {held}"), len));
         }
         *held = len;
         Ok(())

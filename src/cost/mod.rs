@@ -24,7 +24,7 @@ mod precision;
 
 use gpt2_burn_core::cost;
 pub use gpt2_burn_core::cost::{
-    Bound, ClosedForm, Counted, DraftLength, ElementBytes, Fit, Hardware, Memory, Part, Pass, Polynomial, Reached,
+    BestDraft, Bound, ClosedForm, Counted, ElementBytes, Fit, Hardware, Memory, Part, Pass, Polynomial, Reached,
     Roofline, SpeculationCost, Term, Work, acceptance, bytes_from_text, format_bytes, format_seconds,
 };
 pub use precision::Precision;

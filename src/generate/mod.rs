@@ -246,7 +246,7 @@ impl Generator {
         let dtype = self.cache_dtype();
         let cache = KvCacheConfig::new(options.max_rows, capacity).with_dtype(dtype).with_limit(limit);
         let cache = cache.with_storage(storage.unwrap_or_default());
-        let config = RunnerConfig { cache, keeps: storage.is_some(), prefixes: self.prefixes.clone() };
+        let config = RunnerConfig { cache, uses_cache: storage.is_some(), prefixes: self.prefixes.clone() };
         let speculating = match (&self.decoder, &self.draft) {
             (Decoder::Speculative(_), None) => return Err(Error::NoDraft),
             (Decoder::Speculative(speculation), Some(draft)) => {

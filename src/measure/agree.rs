@@ -37,7 +37,7 @@ impl Verdict {
 pub struct Divergence {
     /// Its row.
     pub row: usize,
-    /// Its place among the row's new tokens, counted from 0.
+    /// Its position among the row's new tokens, counted from 0.
     pub step: usize,
     /// Naive decoding's logit of its own token, less that of the decoder's.
     pub margin: f64,
@@ -208,7 +208,7 @@ fn logits_of(generator: &Generator, prompt: &[u32], fed: &[u32]) -> Result<Vec<f
     let storage = generator.decoder().storage();
     let cache = KvCacheConfig::new(1, capacity).with_dtype(generator.cache_dtype());
     let cache = cache.with_storage(storage.unwrap_or_default());
-    let mut runner = Runner::new(model, RunnerConfig { cache, keeps: storage.is_some(), prefixes: None })?;
+    let mut runner = Runner::new(model, RunnerConfig { cache, uses_cache: storage.is_some(), prefixes: None })?;
     let row = runner.push()?;
     let text = [prompt, fed].concat();
     let mut last = Vec::new();

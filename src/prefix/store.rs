@@ -25,7 +25,7 @@ impl Payload for KvSegment {
 /// Keys and values of what was computed before, in a [`RadixTree`] for each model, under one budget.
 ///
 /// It is given to a [`Generator`](crate::generate::Generator), and lives as long as one of its clones, which are all the
-/// same cache. Threads can share it: it is locked while something is looked up or put in, never while a model computes.
+/// same cache. Threads can share it: it is locked while something is looked up or inserted, never while a model computes.
 /// After each call it holds no more bytes than its budget, unless what requests at work and [`Pin`]s hold is more.
 ///
 /// ```
@@ -190,7 +190,7 @@ impl PrefixCache {
 
     /// Puts in what was computed: the keys and values of `ids[from..]`; returns how many tokens are new.
     ///
-    /// Nothing is put in if the way of computing is not `model`'s any more: part of it may have been computed in the other.
+    /// Nothing is inserted if the way of computing is not `model`'s any more: part of it may have been computed in the other.
     pub(crate) fn insert(&self, model: Fingerprint, ids: &[u32], from: usize, segment: KvSegment) -> Result<usize> {
         if model != model.now() {
             return Ok(0);

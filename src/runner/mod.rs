@@ -22,8 +22,8 @@ pub use prefill::Pending;
 pub struct RunnerConfig {
     /// The cache of keys and values, with the rows for which there is room from the start.
     pub cache: KvCacheConfig,
-    /// Whether they are kept; if not, each forward computes all tokens of a row.
-    pub keeps: bool,
+    /// Whether there is one; if not, each forward computes all tokens of a row.
+    pub uses_cache: bool,
     /// What is known of rows from before.
     pub prefixes: Option<Prefixes>,
 }
@@ -59,7 +59,7 @@ pub struct Turn<'t> {
 impl<'a> Runner<'a> {
     /// Without rows.
     pub fn new(model: &'a Gpt2, config: RunnerConfig) -> Result<Self> {
-        if config.keeps && model.is_deterministic() && config.cache.dtype != DType::F32 {
+        if config.uses_cache && model.is_deterministic() && config.cache.dtype != DType::F32 {
             let what = "element type of the cache in the deterministic mode";
             return Err(Error::mismatch(what, "F32", format!("{:?}", config.cache.dtype)));
         }
@@ -180,7 +180,7 @@ impl<'a> Runner<'a> {
     /// Computes what is not known of these rows, each named once; returns the logits that are wanted, by row. If it fails, all
     /// rows are as they were, or know less.
     pub fn forward(&mut self, turns: &[Turn<'_>]) -> Result<RowLogits> {
-        if !self.config.keeps {
+        if !self.config.uses_cache {
             return self.forward_naive(turns);
         }
         self.multi_step = None;
@@ -275,7 +275,7 @@ impl<'a> Runner<'a> {
 
     /// Makes the cache now, and not with the first forward.
     pub fn make_cache(&mut self) -> Result<()> {
-        if self.config.keeps && self.cache.is_none() {
+        if self.config.uses_cache && self.cache.is_none() {
             let rows = self.config.cache.rows.max(self.rows());
             let config = KvCacheConfig { rows, ..self.config.cache };
             let mut cache = config.init(self.model.config(), &self.model.device())?;

@@ -6,9 +6,8 @@ use crate::{CacheStorage, Error, Result};
 impl Runner<'_> {
     /// Whether [`multi_step`](Self::multi_step) saves waiting.
     pub fn can_multi_step(&self) -> bool {
-        let is_in_place = self.config.keeps && self.config.cache.storage == CacheStorage::Preallocated;
-        let keeps = is_in_place && self.cache.is_some();
-        keeps && self.model.can_multi_step()
+        let is_in_place = self.config.uses_cache && self.config.cache.storage == CacheStorage::Preallocated;
+        is_in_place && self.cache.is_some() && self.model.can_multi_step()
     }
 
     /// The `steps` most likely next tokens of each row, `[steps][rows]`, at most `max` of them: see

@@ -94,7 +94,7 @@ impl Runner<'_> {
         Ok(())
     }
 
-    /// Puts what is known of a row's tokens into the cache of prefixes, if there is one. What the device does not hold as one buffer
+    /// Inserts what is known of a row's tokens into the cache of prefixes, if there is one. What the device does not hold as one buffer
     /// is left out: a cache need not have everything.
     pub fn insert(&self, row: usize, tokens: &[u32]) {
         let known = &tokens[..self.known(row, tokens)];

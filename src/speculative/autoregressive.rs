@@ -139,7 +139,7 @@ mod tests {
 
     fn proposer(model: &Gpt2, storage: CacheStorage, rows: usize) -> ModelProposer<'_> {
         let cache = KvCacheConfig::new(rows, 40).with_storage(storage).with_dtype(model.dtype());
-        let config = RunnerConfig { cache, keeps: true, prefixes: None };
+        let config = RunnerConfig { cache, uses_cache: true, prefixes: None };
         let mut proposer = ModelProposer::new(model, config).unwrap();
         (0..rows).for_each(|_| proposer.push().unwrap());
         proposer

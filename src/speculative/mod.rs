@@ -243,14 +243,14 @@ impl<'a> Speculating<'a> {
     }
 
     /// Notes what the target's forward over the drafts took, and whether there was nothing else in it.
-    pub fn note_verified(&mut self, seconds: f64, is_usual: bool) {
+    pub fn note_verified(&mut self, seconds: f64, only_drafts: bool) {
         self.step.verify_seconds = seconds;
-        if is_usual {
+        if only_drafts {
             self.policy.note_verified(self.step.max_draft_len, seconds);
         }
     }
 
-    /// Verifies the token at a place of a row's draft.
+    /// Verifies the token at a position of a row's draft.
     pub fn verify(
         &mut self,
         acceptance: Acceptance,

@@ -5,7 +5,7 @@ use crate::Result;
 use crate::runner::Runner;
 
 /// Drafts that are copied from the text itself (Saxena, *Prompt Lookup Decoding*, 2023): the longest end of the text, of
-/// `max_len` to `min_len` tokens, that occurred before is looked up, at its latest place, and what followed it there is
+/// `max_len` to `min_len` tokens, that occurred before is looked up, at its latest occurrence, and what followed it there is
 /// proposed. No model is needed; it pays where texts repeat themselves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Ngram {
@@ -33,10 +33,10 @@ impl Ngram {
         text[start..].iter().copied().cycle().take(len.min(MAX_DRAFT)).collect()
     }
 
-    /// Where the text goes on behind the latest earlier place of its longest end that occurred before.
+    /// Where the text goes on behind the latest earlier occurrence of its longest end that occurred before.
     ///
     /// In one pass, whatever `max_len` is: the Z-algorithm (Gusfield, *Algorithms on Strings, Trees and Sequences*, 1997, section
-    /// 1.4) on the text read backwards, which gives for every place how much of the text's end ends there too.
+    /// 1.4) on the text read backwards, which gives for every position how much of the text's end ends there too.
     fn find(&self, text: &[u32]) -> Option<usize> {
         let len = text.len();
         let backwards = |at: usize| text[len - 1 - at];
@@ -51,7 +51,7 @@ impl Ngram {
             if at + common[at] > to {
                 (from, to) = (at, at + common[at]);
             }
-            // Read backwards, the latest place comes first.
+            // Read backwards, the latest occurrence comes first.
             let usable = common[at].min(self.max_len);
             if usable > best && usable >= self.min_len.max(1) {
                 (best, position) = (usable, Some(len - at));
@@ -76,9 +76,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_longest_end_at_its_latest_place_is_continued() {
+    fn the_latest_occurrence_of_the_longest_end_is_continued() {
         let ngram = Ngram::default();
-        assert_eq!(ngram.draft(&[1, 2, 3, 9, 1, 2, 4, 8, 1, 2], 3), [4, 8, 1], "the latest place");
+        assert_eq!(ngram.draft(&[1, 2, 3, 9, 1, 2, 4, 8, 1, 2], 3), [4, 8, 1], "the latest occurrence");
         assert_eq!(ngram.draft(&[7, 1, 2, 3, 9, 5, 1, 2, 4, 7, 1, 2], 2), [3, 9], "three tokens rather than two");
         assert!(ngram.draft(&[1, 2, 3, 4], 3).is_empty());
         assert!(ngram.draft(&[5, 6, 5], 3).is_empty(), "one token is too little");
@@ -99,7 +99,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_place_is_the_one_that_is_documented(
+        fn the_occurrence_is_the_one_that_is_documented(
             text in proptest::collection::vec(0_u32..3, 0..40),
             max_len in prop_oneof![0_usize..6, Just(usize::MAX)],
             min_len in 0_usize..4,

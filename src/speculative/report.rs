@@ -15,12 +15,12 @@ pub struct SpeculationReport {
     pub drafted: usize,
     /// Tokens that were proposed and stand.
     pub accepted: usize,
-    /// Tokens that were proposed and replaced. What was proposed behind one of those, or behind the end of a text, is neither
+    /// Tokens that were proposed and replaced. What was proposed behind one of those, or past the end of a text, is neither
     /// accepted nor rejected.
     pub rejected: usize,
     /// Tokens of the rounds: accepted ones and those that the target added.
     pub tokens: usize,
-    /// For each place in a draft, from the first on, how often a token there was verified, and how often accepted.
+    /// For each position in a draft, from the first on, how often a token there was verified, and how often accepted.
     pub by_position: Vec<PositionReport>,
     /// How many rounds had drafts of 0, 1, 2... tokens.
     pub rounds_by_len: Vec<usize>,
@@ -32,7 +32,7 @@ pub struct SpeculationReport {
     pub steps: Vec<SpeculativeStep>,
 }
 
-/// The fate of tokens at one place in a draft.
+/// The fate of tokens at one position in a draft.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct PositionReport {

@@ -92,8 +92,8 @@ fn transformers_computes_the_same_with_the_files() {
             let worst = differences.fold(0.0, f32::max);
             assert!(logits.len() == expected.len() && worst < 1e-3, "{name}: logits differ by {worst}");
         }
-        let max_len = recorded.prompts.last().unwrap();
-        let loss = model.perplexity(max_len, model.config().n_positions, |_| {}).unwrap().loss;
+        let longest = recorded.prompts.last().unwrap();
+        let loss = model.perplexity(longest, model.config().n_positions, |_| {}).unwrap().loss;
         assert!((loss - recorded.loss).abs() < 1e-4, "{name}: {loss} and {}", recorded.loss);
         let generator = Generator::new(model);
         assert_eq!(ids_of(&generator, &greedy(&recorded.prompts, 40)), recorded.greedy, "{name}");

@@ -12,7 +12,7 @@ use super::{address_type, element_type, empty_beside, readable};
 /// Threads of a workgroup, and keys of a block: each thread makes the scores of one of them.
 const BLOCK: usize = 128;
 /// Parts in which the largest score of a block is looked for.
-const CHUNKS_OF_MAX: usize = 16;
+const MAX_SCORE_CHUNKS: usize = 16;
 /// Workgroups along an axis that every device launches.
 const MAX_WORKGROUPS: usize = 65_535;
 /// Below every score, and far enough from the end of f32's range to be subtracted from.
@@ -106,7 +106,7 @@ fn attend_kernel<C: Numeric, N: Size>(
 
     let mut of_queries = Shared::<[f32]>::new_slice(comptime!(queries * head_dim));
     let mut scores = Shared::<[f32]>::new_slice(comptime!(queries * BLOCK));
-    let mut largest = Shared::<[f32]>::new_slice(comptime!(queries * CHUNKS_OF_MAX));
+    let mut largest = Shared::<[f32]>::new_slice(comptime!(queries * MAX_SCORE_CHUNKS));
     let mut sums_of_parts = Shared::<[f32]>::new_slice(comptime!(queries * parts * head_dim));
     let mut totals_of_parts = Shared::<[f32]>::new_slice(comptime!(queries * parts));
 
@@ -168,8 +168,8 @@ fn attend_kernel<C: Numeric, N: Size>(
             scores[q * BLOCK + thread] = dots[q];
         }
         sync_cube();
-        if thread < comptime!(queries * CHUNKS_OF_MAX) {
-            let each = comptime!(BLOCK / CHUNKS_OF_MAX);
+        if thread < comptime!(queries * MAX_SCORE_CHUNKS) {
+            let each = comptime!(BLOCK / MAX_SCORE_CHUNKS);
             let mut max_score = scores[thread * each];
             for i in 1..each {
                 max_score = f32::max(max_score, scores[thread * each + i]);
@@ -180,8 +180,8 @@ fn attend_kernel<C: Numeric, N: Size>(
         #[unroll]
         for q in 0..queries {
             let mut max_score = max_scores[q];
-            for i in 0..CHUNKS_OF_MAX {
-                max_score = f32::max(max_score, largest[q * CHUNKS_OF_MAX + i]);
+            for i in 0..MAX_SCORE_CHUNKS {
+                max_score = f32::max(max_score, largest[q * MAX_SCORE_CHUNKS + i]);
             }
             let correction = f32::exp(max_scores[q] - max_score);
             max_scores[q] = max_score;

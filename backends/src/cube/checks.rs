@@ -111,14 +111,14 @@ pub fn logits(logits: &CubeTensor) -> usize {
     rows
 }
 
-/// Logits, `[B, V]`, with `ids` and `context_lens`, `[B]`, and `chosen`, `[B, N]`, which has a place.
+/// Logits, `[B, V]`, with `ids` and `context_lens`, `[B]`, and `chosen`, `[B, N]`, which has a column at least.
 pub fn advance(of_rows: &CubeTensor, ids: &CubeTensor, context_lens: &CubeTensor, chosen: &CubeTensor) {
     let batch = logits(of_rows);
     let [_, columns] = dims("what is chosen", chosen);
     is("ids", ids, [batch]);
     is("lengths", context_lens, [batch]);
     is("what is chosen", chosen, [batch, columns]);
-    assert!(columns > 0, "there is no place for what is chosen");
+    assert!(columns > 0, "there is no column for what is chosen");
 }
 
 /// The dimensions of a tensor that has to have as many.

@@ -24,7 +24,7 @@ use crate::pages::zeroed;
 const MAX_ROWS: usize = 12;
 
 /// Inputs of which the elements of a group of rows lie in the nearest cache while their panel is packed.
-const PANELS: usize = 256;
+const PANEL_BLOCK: usize = 256;
 
 /// Most numbers that are kept for the panels of the next product: 512 rows of GPT-2's widest activations, 6 MB.
 const MAX_KEPT: usize = 512 * 4 * 768;
@@ -109,7 +109,7 @@ pub fn linear<E: Element>(arch: Arch, x: &[f32], weights: Packed<'_, E>, epilogu
 
 thread_local! {
     /// What [`pack_panel`] makes, again and again: memory that is asked for anew is cleared by the system, page by page.
-    static PANEL_ROWS: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static PANEL_BUFFER: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 
 /// Does `work` with `x` in groups of rows that are multiplied together: the first inputs of all rows of a group, then the
@@ -120,13 +120,13 @@ fn with_panels(x: &[f32], groups: &[Group], inputs: usize, work: impl FnOnce(&[f
         return work(x);
     }
     // Taken out, since a thread that waits may take up another product.
-    let mut elements = PANEL_ROWS.take();
+    let mut elements = PANEL_BUFFER.take();
     elements.resize(elements.len().max(x.len()), 0.0);
     let parts = elements[..x.len()].par_chunks_mut(size * inputs).zip(x.par_chunks(size * inputs));
     parts.for_each(|(to, from)| pack_panel(from, inputs, to));
     work(&elements[..x.len()]);
     if elements.len() <= MAX_KEPT {
-        PANEL_ROWS.set(elements);
+        PANEL_BUFFER.set(elements);
     }
 }
 
@@ -137,8 +137,8 @@ fn pack_panel(from: &[f32], inputs: usize, to: &mut [f32]) {
             match from.len() / inputs {
                 $($rows => {
                     let (to, _) = to.as_chunks_mut::<$rows>();
-                    for (block, to) in to.chunks_mut(PANELS).enumerate() {
-                        let part = |row| &from[row * inputs + block * PANELS..][..to.len()];
+                    for (block, to) in to.chunks_mut(PANEL_BLOCK).enumerate() {
+                        let part = |row| &from[row * inputs + block * PANEL_BLOCK..][..to.len()];
                         let parts: [&[f32]; $rows] = std::array::from_fn(part);
                         for (input, to) in to.iter_mut().enumerate() {
                             for row in 0..$rows {

@@ -196,7 +196,7 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// A step of greedy decoding that stays on the device: the most likely token of each row of `logits`, `[B, V]`, goes to
-    /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at place `context_lens[b] % N`; then `context_lens`, `[B]`, is one more. All are in i32, and
+    /// `ids`, `[B]`, and to `chosen`, `[B, N]`, at column `context_lens[b] % N`; then `context_lens`, `[B]`, is one more. All are in i32, and
     /// written in place if nothing else refers to them. For a row that has no such token (see [`argmax`](Self::argmax)),
     /// `chosen` gets -1, and `ids` that of some token.
     #[fusion(meta = |_, ids, context_lens, chosen| (ids.clone(), context_lens.clone(), chosen.clone()))]

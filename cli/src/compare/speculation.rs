@@ -48,23 +48,23 @@ pub fn add_figures(rows: &mut [Row], candidates: &[Candidate]) {
             continue;
         };
         let step = plain.and_then(|(step, _)| step).or(report.plain_step_seconds());
-        let max_len =
+        let usual_len =
             report.rounds_by_len.iter().enumerate().max_by_key(|(_, rounds)| **rounds).map_or(0, |(len, _)| len);
         let verification = median(
             &candidate
                 .runs
                 .iter()
-                .filter_map(|run| run.speculation.as_ref()?.verification_seconds(max_len))
+                .filter_map(|run| run.speculation.as_ref()?.verification_seconds(usual_len))
                 .collect::<Vec<_>>(),
         );
         let mut figures = draft::figures(report, step);
-        figures["usual_draft_len"] = json!(max_len);
+        figures["usual_draft_len"] = json!(usual_len);
         figures["verification_seconds"] = json!(verification);
         figures["verification_cost"] = json!(verification.zip(step).map(|(verification, step)| verification / step));
         figures["draft_cost"] = json!(report.draft_token_seconds().zip(step).map(|(draft, step)| draft / step));
         figures["speedup_over_kv"] = json!(plain.map(|(_, seconds)| seconds / row.seconds));
         let cost = verification.zip(step).map_or(String::new(), |(verification, step)| {
-            format!("; verifying {} tokens costs {:.2} steps", max_len + 1, verification / step)
+            format!("; verifying {} tokens costs {:.2} steps", usual_len + 1, verification / step)
         });
         let words = format!("speculative ({}): {}{cost}", report.draft, draft::summary(report, step));
         row.speculation = Some(SpeculationJson { figures, words });

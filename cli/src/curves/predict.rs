@@ -190,8 +190,8 @@ fn cost(model: &Gpt2, config: &Gpt2Config, cache: DType) -> Result<Cost, Failure
     let precision = Precision { weights, activations: model.dtype(), cache };
     let counted = match model.is_packed() {
         true => Counted::kernels(),
-        // What nobody wants of the last layer is computed by no device.
-        false => Counted { whole_last_layer: false, ..Counted::all() },
+        // Burn's operations compute the last layer of all tokens.
+        false => Counted::all(),
     };
     Ok(Cost::new(config, precision)?.counting(counted))
 }

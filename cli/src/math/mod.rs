@@ -15,7 +15,7 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::cost::{
-    ClosedForm, Cost, Counted, DraftLength, Hardware, Pass, Precision, SpeculationCost, Term, bytes_from_text,
+    BestDraft, ClosedForm, Cost, Counted, Hardware, Pass, Precision, SpeculationCost, Term, bytes_from_text,
 };
 use gpt2_burn::measure::{Repeats, peaks};
 use gpt2_burn::{Error, Gpt2Config};
@@ -253,8 +253,8 @@ struct Best {
     speedup: f64,
 }
 
-impl From<DraftLength> for Best {
-    fn from(length: DraftLength) -> Self {
+impl From<BestDraft> for Best {
+    fn from(length: BestDraft) -> Self {
         Self { drafted: length.draft_len, speedup: length.speedup }
     }
 }

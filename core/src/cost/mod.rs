@@ -108,7 +108,7 @@ pub use format::{bytes_from_text, format_bytes, format_seconds};
 pub use hardware::{Bound, Hardware, Reached, Roofline};
 pub use memory::{Fit, Memory};
 pub use pass::Pass;
-pub use speculation::{DraftLength, SpeculationCost};
+pub use speculation::{BestDraft, SpeculationCost};
 pub use terms::{Counted, ElementBytes, Part, Term, Work};
 
 use crate::{ModelShape, Result};

@@ -23,7 +23,7 @@ pub struct SpeculationCost {
 /// How many tokens to draft.
 #[derive(Clone, Copy, Debug, PartialEq)]
 #[non_exhaustive]
-pub struct DraftLength {
+pub struct BestDraft {
     /// Drafted tokens a round: m; 0 if speculation does not pay.
     pub draft_len: usize,
     /// How much faster that is than the target alone.
@@ -72,16 +72,16 @@ impl SpeculationCost {
     }
 
     /// The best draft length up to `max`, and to 65,536.
-    pub fn best(&self, max: usize) -> DraftLength {
+    pub fn best(&self, max: usize) -> BestDraft {
         self.best_measured(max, |_| 1.0)
     }
 
     /// The best draft length up to `max`, and to 65,536, if verifying m tokens takes `verify_cost(m)` of the target's decode steps.
-    pub fn best_measured(&self, max: usize, verify_cost: impl Fn(usize) -> f64) -> DraftLength {
-        let plain = DraftLength { draft_len: 0, speedup: 1.0 };
+    pub fn best_measured(&self, max: usize, verify_cost: impl Fn(usize) -> f64) -> BestDraft {
+        let plain = BestDraft { draft_len: 0, speedup: 1.0 };
         (1..=max.min(1 << 16)).fold(plain, |best, draft_len| {
             let speedup = self.measured_speedup(draft_len, verify_cost(draft_len));
-            if speedup > best.speedup { DraftLength { draft_len, speedup } } else { best }
+            if speedup > best.speedup { BestDraft { draft_len, speedup } } else { best }
         })
     }
 }

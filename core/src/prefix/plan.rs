@@ -134,7 +134,8 @@ impl Plan {
     }
 
     /// Floating-point operations of the matrices of a model of this shape, and of its attention: a multiplication and an
-    /// addition each.
+    /// addition each. All layers are counted for all tokens, the head once a chunk: what kernels skip of the last layer is skipped
+    /// with and without sharing.
     pub fn flops(&self, shape: impl Into<ModelShape>) -> f64 {
         let shape = shape.into();
         self.chunks.iter().map(|chunk| flops(shape, chunk.start, chunk.end) + head_flops(shape)).sum()
@@ -155,7 +156,7 @@ impl fmt::Display for Plan {
         let (prompts, unique_prompts, forwards) = (self.lens.len(), self.unique_prompts.len(), self.forwards().count());
         write!(
             f,
-            "{prompts} prompts, {unique_prompts} of them distinct: {computed} of {requested} tokens ({share:.1}%) in {forwards} forwards"
+            "{prompts} prompts, {unique_prompts} of them unique: {computed} of {requested} tokens ({share:.1}%) in {forwards} forwards"
         )
     }
 }

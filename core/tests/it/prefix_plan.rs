@@ -98,7 +98,7 @@ fn a_long_prefix_of_many_prompts_is_two_forwards() {
     // One of the rows repeats the prefix's own token, which makes no difference but to its length.
     assert_eq!(plan.forwards().map(tokens).collect::<Vec<_>>(), [vec![528], vec![16; 31]]);
     assert_eq!(plan.computed_tokens(), 1024);
-    assert_eq!(plan.to_string(), "32 prompts, 32 of them distinct: 1024 of 16896 tokens (6.1%) in 2 forwards");
+    assert_eq!(plan.to_string(), "32 prompts, 32 of them unique: 1024 of 16896 tokens (6.1%) in 2 forwards");
     let exact = self::plan(&prompts, &[], Reuse::Exact);
     assert_eq!((exact.computed_tokens(), exact.forwards().count()), (32 * 528, 1));
 }

@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 const FORMAT: &str = "gpt2-burn prefixes 1";
 
 /// What each node has a tensor of.
-const HALVES: [&str; 2] = ["keys", "values"];
+const KEYS_AND_VALUES: [&str; 2] = ["keys", "values"];
 
 /// A node, as the header has it.
 #[derive(Serialize, Deserialize)]

@@ -12,7 +12,7 @@ use std::path::Path;
 use burn::tensor::{DType, Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{FORMAT, HALVES, Node, name};
+use super::{FORMAT, KEYS_AND_VALUES, Node, name};
 use crate::checkpoint::{SafetensorsSource, TensorSource};
 use crate::prefix::{Fingerprint, PrefixCache};
 use crate::{Error, KvSegment, Result};
@@ -90,7 +90,7 @@ impl<'a> Saved<'a> {
         for (index, node) in nodes.into_iter().enumerate() {
             let start = saved.start(index, &node)?;
             let reader = names.iter().zip(readers).find(|(name, _)| **name == node.model).map(|(_, reader)| reader);
-            for name in HALVES.map(|part| name(index, part)) {
+            for name in KEYS_AND_VALUES.map(|part| name(index, part)) {
                 let info = infos.get(&name).ok_or_else(|| refused(format!("`{name}` is missing")))?;
                 let checked =
                     reader.map_or(Ok(()), |reader| reader.check_tensor(&node, info.stored.dtype(), &info.shape));
@@ -137,7 +137,7 @@ impl<'a> Saved<'a> {
         let mut sums = Vec::with_capacity(self.nodes.len());
         for index in 0..self.nodes.len() {
             let mut sum = Xxh3::new();
-            for part in HALVES {
+            for part in KEYS_AND_VALUES {
                 self.source.scan(&name(index, part), |bytes| {
                     checksum.update(bytes);
                     sum.update(bytes);
@@ -168,7 +168,7 @@ impl<'a> Saved<'a> {
     fn segment(&self, index: usize, reader: &Reader, sum: u128) -> Result<KvSegment> {
         let mut hash = Xxh3::new();
         let mut read = |part| self.source.read_seen(&name(index, part), reader.dtype, |bytes| hash.update(bytes));
-        let [keys, values] = HALVES.map(&mut read);
+        let [keys, values] = KEYS_AND_VALUES.map(&mut read);
         let (keys, values) = (keys?, values?);
         if hash.digest128() != sum {
             return Err(self.refused(format!("node {index} was altered while the file was read")));

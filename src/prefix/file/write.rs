@@ -7,7 +7,7 @@ use burn::tensor::{DType, Tensor};
 use safetensors::{Dtype, View};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::{FORMAT, HALVES, Node, name};
+use super::{FORMAT, KEYS_AND_VALUES, Node, name};
 use crate::checkpoint::write_file;
 use crate::prefix::{Entry, Fingerprint, PrefixCache};
 use crate::{Error, KvSegment, Result};
@@ -31,7 +31,7 @@ impl PrefixCache {
         let nodes = serde_json::to_string(&nodes).expect("nodes are made of numbers and text");
         let tensors = segments.iter().enumerate().flat_map(|(index, segment)| {
             let states = [segment.keys(), segment.values()].map(SavedSegment::new);
-            HALVES.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
+            KEYS_AND_VALUES.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
         });
         let tensors: Vec<(String, SavedSegment)> = tensors.collect();
 

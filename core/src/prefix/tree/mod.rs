@@ -107,7 +107,7 @@ pub struct TreeStats {
     pub asked_tokens: usize,
     /// Of those, tokens that were there.
     pub found_tokens: usize,
-    /// Tokens that were put in.
+    /// Tokens that were inserted.
     pub inserted_tokens: usize,
     /// Tokens that had to go.
     pub evicted_tokens: usize,
@@ -216,7 +216,7 @@ impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
     /// Puts a sequence in: `payload` is that of `ids[from..]`, of which what is there already is not replaced. Makes the
     /// sequence the youngest; returns how many tokens are new.
     ///
-    /// If not all of `ids[..from]` is there, nothing is put in, since a payload without those before it is of no use.
+    /// If not all of `ids[..from]` is there, nothing is inserted, since a payload without those before it is of no use.
     ///
     /// # Errors
     ///
