@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
-use gpt2_burn::backends::{AttentionMetadata, PackedMatrix, PackedRow, attend};
+use gpt2_burn::backends::{AttentionMetadata, PackedMatrix, PackedRow, PagedRow, attend, attend_pages};
 use gpt2_burn::burn::tensor::{DType, Device, Distribution, Shape, Tensor};
 use gpt2_burn::measure::median;
 use gpt2_burn::{Threads, WeightFormat};
@@ -40,7 +40,8 @@ fn main() {
         let (bytes, operations) = (machine.bytes_per_second, machine.operations_per_second);
         println!("{threads} threads read {:.1} GB/s and multiply {:.0} GFLOP/s\n", bytes / 1e9, operations / 1e9);
         println!("{}\n", linear(&machine, seconds, &only));
-        println!("{}", attention(&machine, seconds, &only));
+        println!("{}\n", attention(&machine, seconds, &only));
+        println!("{}", attention_over_pages(&machine, seconds, &only));
     });
 }
 
@@ -164,6 +165,59 @@ fn attention(machine: &Machine, seconds: f64, only: &str) -> Table {
                 black_box(attend(query.clone(), keys, values, &metadata));
             });
             let seen: usize = (0..time_steps).map(|t| context_len + t + 1).sum();
+            let operations = 4.0 * (batch * heads * seen * head_dim) as f64;
+            table.add_row(cells(name, spent, bytes as f64, operations, machine));
+        }
+    }
+    aligned(table)
+}
+
+/// What is new is written to its pages, and attends. Bytes are those of the positions that are seen, the shared ones once.
+fn attention_over_pages(machine: &Machine, seconds: f64, only: &str) -> Table {
+    const PAGE: usize = 64;
+    let mut table = table(header("attention over pages, 12 heads of 64"));
+    let (heads, head_dim) = (12, 64);
+    for dtype in [DType::F32, DType::F16] {
+        for (batch, new_len, context_len, shared) in [
+            (1, 1, 127, 0),
+            (1, 1, 511, 0),
+            (1, 1, 999, 0),
+            (1, 5, 507, 0),
+            (8, 1, 127, 0),
+            (32, 1, 32, 0),
+            (32, 1, 911, 0),
+            (32, 1, 911, 896),
+            (1, 512, 0, 0),
+            (1, 960, 0, 0),
+        ] {
+            let keys = context_len + new_len;
+            let name = format!("batch {batch}, {new_len} new of {keys}, {shared} shared, {dtype:?}").to_lowercase();
+            if !name.contains(only) {
+                continue;
+            }
+            let own = keys.div_ceil(PAGE) - shared / PAGE;
+            let row = |row: usize| {
+                let first = 1 + shared / PAGE + row * own;
+                let pages = (1..1 + shared / PAGE).chain(first..first + own).map(|page| page as u32).collect();
+                PagedRow { pages, context_len, new_len, query_len: new_len }
+            };
+            let rows: Vec<PagedRow> = (0..batch).map(row).collect();
+            let bytes = 2 * (shared + batch * (keys - shared)) * heads * head_dim * dtype.size();
+            let shape = [1 + shared / PAGE + batch * own, heads, PAGE, head_dim];
+            let mut copies: Vec<Option<[Tensor<4>; 2]>> = (0..(MEMORY / 2).div_ceil(bytes).min(100))
+                .map(|_| Some([0, 1].map(|_| random(shape).cast(dtype))))
+                .collect();
+            let new = random([batch * new_len, heads, head_dim]);
+            let (rows, mut turn) = (std::sync::Arc::<[PagedRow]>::from(rows), 0);
+            let spent = time(seconds, || {
+                turn = (turn + 1) % copies.len();
+                // Taken out, so that they are written in place.
+                let Some(pages) = copies[turn].take() else { return };
+                let (out, pages) = attend_pages(new.clone(), [new.clone(), new.clone()], pages, rows.clone());
+                copies[turn] = Some(pages);
+                black_box(out);
+            });
+            let seen: usize = (0..new_len).map(|t| context_len + t + 1).sum();
             let operations = 4.0 * (batch * heads * seen * head_dim) as f64;
             table.add_row(cells(name, spent, bytes as f64, operations, machine));
         }

@@ -27,6 +27,9 @@ mod metadata;
 #[cfg_attr(not(any(feature = "flex", feature = "cube")), allow(unused_variables))]
 // nothing is dispatched to where there is no backend
 mod ops;
+mod paged;
+#[cfg(all(test, feature = "flex"))]
+mod paged_tests;
 mod pages;
 mod rows;
 #[cfg(all(test, feature = "flex"))]
@@ -44,6 +47,7 @@ pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use metadata::{AttentionMetadata, PackedRow, RowGroup};
 pub use ops::{Gelu, Gpt2Ops};
+pub use paged::{PagedRow, append_pages, attend_pages, copy_pages, read_pages};
 pub use rows::{DecodeState, advance, argmax, layer_norm};
 pub use threads::Threads;
 

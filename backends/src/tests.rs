@@ -14,12 +14,12 @@ use crate::{advance, append, argmax, attend};
 
 const FORMATS: &[WeightFormat] = &[WeightFormat::F32, WeightFormat::F16, WeightFormat::Bf16, WeightFormat::Int8];
 
-fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
+pub(crate) fn random<const D: usize>(shape: [usize; D]) -> Tensor<D> {
     Tensor::random(Shape::new(shape), Distribution::Uniform(-1.0, 1.0), &Device::flex())
 }
 
 #[track_caller]
-fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>) {
+pub(crate) fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>) {
     assert_eq!(found.dims(), expected.dims());
     let worst: f32 = (found - expected).abs().max().into_scalar();
     assert!(worst < 1e-4, "they differ by {worst}");
@@ -36,7 +36,7 @@ fn lying(rows: usize, columns: usize, way: usize) -> Tensor<2> {
     }
 }
 
-fn flex<const D: usize>(tensor: &Tensor<D>) -> FloatTensor<Flex> {
+pub(crate) fn flex<const D: usize>(tensor: &Tensor<D>) -> FloatTensor<Flex> {
     tensor.clone().try_into_primitive::<Flex>().unwrap()
 }
 

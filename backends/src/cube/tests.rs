@@ -8,10 +8,11 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Int, Tensor, TensorData};
 use proptest::prelude::*;
 
+use crate::paged_tests::{attended_in_two_steps, check_pages_on, paged_rows};
 use crate::tests::{buffer_of, check_argmax, check_integer_types, check_overflow, integer_types, integers, rows_of};
 use crate::{
     AttentionMetadata, DecodeState, Gelu, Gpt2Ops, PackedMatrix, PackedRow, WeightFormat, advance, append, argmax,
-    attend, is_asynchronous, layer_norm,
+    attend, attend_pages, is_asynchronous, layer_norm,
 };
 
 /// Some device that is not the CPU's; none if there is none, which is said.
@@ -69,6 +70,13 @@ fn formats(device: &Device) -> Vec<WeightFormat> {
     all.into_iter().filter(|format| crate::check_format(device, *format).is_ok()).collect()
 }
 
+#[test]
+fn what_is_written_to_pages_is_read_back() {
+    if let Some(gpu) = gpu() {
+        check_pages_on(&gpu);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(24))]
 
@@ -122,6 +130,23 @@ proptest! {
         let metadata = |device: &Device| AttentionMetadata::new(rows.clone(), device);
         let found = attend(part(on(&query, &gpu)), on(&keys, &gpu), on(&values, &gpu), &metadata(&gpu));
         assert_close(found, attend(part(query), keys, values, &metadata(&cpu())), 1e-4);
+    }
+
+    #[test]
+    fn attention_over_pages_is_that_of_the_cpu(
+        (heads, head_dim) in (1_usize..4, 1_usize..40),
+        lens in prop::collection::vec([0..70_usize, 1..20_usize, 1..20_usize], 1..4),
+        is_half in any::<bool>(),
+        seed in any::<u64>(),
+    ) {
+        let Some(gpu) = gpu() else { return Ok(()) };
+        let dtype = if is_half && gpu.supports_dtype(DType::F16) { DType::F16 } else { DType::F32 };
+        let of = |device: &Device| {
+            let random = |shape: [usize; 3], part: u64| on(&random(shape, seed ^ part), device);
+            let attend = |query, new, pages, rows: Vec<_>| attend_pages(query, new, pages, rows.into());
+            attended_in_two_steps(&paged_rows(&lens), [heads, head_dim], dtype, device, random, attend)
+        };
+        assert_close(of(&gpu), of(&cpu()), 1e-4);
     }
 
     #[test]

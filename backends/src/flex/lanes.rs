@@ -71,6 +71,16 @@ macro_rules! lane_by_lane {
 }
 lane_by_lane!(add: add_f32s, sub: sub_f32s, mul: mul_f32s, div: div_f32s, max: max_f32s);
 
+/// `a` in lanes in which `condition` is above 0, `b` in the others.
+#[inline(always)]
+pub fn select<S: Simd, const V: usize>(simd: S, condition: Wide<S, V>, a: Wide<S, V>, b: Wide<S, V>) -> Wide<S, V> {
+    let mut out = a;
+    for v in 0..V {
+        out[v] = simd.select_f32s(simd.less_than_f32s(simd.splat_f32s(0.0), condition[v]), a[v], b[v]);
+    }
+    out
+}
+
 /// The sum of all lanes: halves are added until one is left.
 #[inline(always)]
 pub fn sum<S: Simd, const V: usize>(simd: S, x: Wide<S, V>) -> f32 {

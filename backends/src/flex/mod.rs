@@ -12,8 +12,10 @@ mod lanes;
 pub mod linear;
 mod ops;
 mod output;
+mod paged;
 mod prefetch;
 mod schedule;
+mod tensors;
 #[cfg(test)]
 mod tests;
 

@@ -10,14 +10,16 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::append::append;
-use super::attend::{Attention, View, attend};
+use super::attend::{Attention, attend};
 use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
-use crate::PackedRow;
+use super::paged::{self, Paged};
+use super::tensors::{contiguous, elements, ids_below, indexed, packed_view, rows_contiguous, view, whole};
 use crate::metadata::check_rows;
-use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
+use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8, default_paged};
+use crate::{PackedRow, PagedRow};
 
 type Tensor = FloatTensor<Flex>;
 
@@ -170,6 +172,76 @@ impl Gpt2Ops for Flex {
             Tensor::from_data(TensorData::new(out, [tokens, heads * head_dim]))
         }, _ => default::attend::<Self>(query, keys, values, context_lens, &rows))
     }
+
+    fn attend_pages(
+        query: Tensor,
+        new_keys: Tensor,
+        new_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Arc<[PagedRow]>,
+    ) -> (Tensor, Tensor, Tensor) {
+        let ([queries, heads, head_dim], dtype) = (query.shape().dims(), query.dtype());
+        // How pages lie in memory depends on their element type alone.
+        with_element!(keys.dtype(), E if true => {
+            let query = rows_contiguous(default::cast::<Self>(query, DType::F32));
+            let mut out = vec![0.0; queries * heads * head_dim];
+            let (keys, values) = over_pages::<E>(&query, [new_keys, new_values], [keys, values], &rows, &mut out);
+            let out = Tensor::from_data(TensorData::new(out, [queries, heads * head_dim]));
+            (default::cast::<Self>(out, dtype), keys, values)
+        }, _ => default_paged::attend::<Self>(query, [new_keys, new_values], [keys, values], &rows))
+    }
+
+    fn append_pages(
+        new_keys: Tensor,
+        new_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Arc<[PagedRow]>,
+    ) -> (Tensor, Tensor) {
+        with_element!(keys.dtype(), E if true => {
+            let rows: Vec<PagedRow> = rows.iter().map(|row| PagedRow { query_len: 0, ..row.clone() }).collect();
+            let no_query = Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0, 1, 1]));
+            over_pages::<E>(&no_query, [new_keys, new_values], [keys, values], &rows, &mut [])
+        }, _ => (
+            default_paged::append::<Self>(keys, new_keys, &rows),
+            default_paged::append::<Self>(values, new_values, &rows),
+        ))
+    }
+
+    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize) -> (Tensor, Tensor) {
+        let [_, heads, page_len, head_dim] = keys.shape().dims::<4>();
+        let of_values = default_paged::read::<Self>(values, &pages, len);
+        with_element!(keys.dtype(), E if true => {
+            let keys = whole(keys);
+            let read = paged::read_keys::<E>(elements(&keys), &pages, len, [heads, page_len, head_dim]);
+            (Tensor::from_data(TensorData::new(read, [len, heads, head_dim])), of_values)
+        }, _ => (default_paged::read::<Self>(keys, &pages, len), of_values))
+    }
+}
+
+/// Writes what is new, and attends to `out`.
+fn over_pages<E: Element>(
+    query: &Tensor,
+    new: [Tensor; 2],
+    [keys, values]: [Tensor; 2],
+    rows: &[PagedRow],
+    out: &mut [f32],
+) -> (Tensor, Tensor) {
+    let [_, heads, page_len, head_dim] = keys.shape().dims::<4>();
+    let [new_keys, new_values] = new.map(|new| rows_contiguous(default::cast::<Flex>(new, keys.dtype())));
+    let (mut keys, mut values) = (whole(keys), whole(values));
+    let paged = Paged {
+        query: packed_view::<f32>(query),
+        new_keys: packed_view::<E>(&new_keys),
+        new_values: packed_view(&new_values),
+        rows,
+        page_len,
+        shape: [heads, head_dim],
+    };
+    let len = keys.shape().num_elements();
+    paged::attend(Arch::new(), paged, &mut keys.storage_mut()[..len], &mut values.storage_mut()[..len], out);
+    (keys, values)
 }
 
 fn append_to(mut buffer: Tensor, new: Tensor, rows: &[PackedRow]) -> Tensor {
@@ -217,86 +289,4 @@ fn rows_of<I: Iterator<Item = f32>>(ids: &[usize], inputs: usize, row: impl Fn(u
         }
     });
     Tensor::from_data(TensorData::new(rows, [ids.len(), inputs]))
-}
-
-/// The elements of a matrix, whatever its strides, by row and column.
-fn indexed<E: Element>(matrix: &Tensor) -> impl Fn(usize, usize) -> E + Sync {
-    let [of_row, of_column] = *matrix.layout().strides() else { unreachable!("a matrix has two dimensions") };
-    let (elements, start) = (matrix.storage::<E>(), matrix.layout().start_offset() as isize);
-    move |row, column| elements[(start + row as isize * of_row + column as isize * of_column) as usize]
-}
-
-/// Itself if it is contiguous.
-fn contiguous(tensor: Tensor) -> Tensor {
-    if tensor.is_contiguous() { tensor } else { tensor.to_contiguous() }
-}
-
-/// The same with its last dimension contiguous, and no stride that is negative.
-fn rows_contiguous(tensor: Tensor) -> Tensor {
-    let strides = tensor.layout().strides();
-    let fits = strides.last() == Some(&1) && strides.iter().all(|stride| *stride >= 0);
-    if fits { tensor } else { tensor.to_contiguous() }
-}
-
-/// A `[N, H, D]` tensor in place, as `[1, H, N, D]`.
-fn packed_view<E: Element>(tensor: &Tensor) -> View<'_, E> {
-    let [of_token, of_head, _] = *tensor.layout().strides() else {
-        unreachable!("what is packed has three dimensions")
-    };
-    let strides = [0, of_head, of_token].map(|stride| stride as usize);
-    View { elements: tensor.storage(), start: tensor.layout().start_offset(), strides }
-}
-
-/// A `[S, H, C, D]` tensor in place.
-fn view<E: Element>(tensor: &Tensor) -> View<'_, E> {
-    let [of_row, of_head, of_position, _] = *tensor.layout().strides() else {
-        unreachable!("buffers have four dimensions")
-    };
-    let strides = [of_row, of_head, of_position].map(|stride| stride as usize);
-    View { elements: tensor.storage(), start: tensor.layout().start_offset(), strides }
-}
-
-/// The elements of a contiguous tensor.
-fn elements<E: Stored>(tensor: &Tensor) -> &[E] {
-    let (start, end) = tensor.layout().contiguous_offsets().expect("the tensor was made contiguous");
-    &tensor.storage()[start..end]
-}
-
-/// A type of elements, of weights or others.
-trait Stored: burn::tensor::Element + bytemuck::Pod {}
-
-impl<E: burn::tensor::Element + bytemuck::Pod> Stored for E {}
-
-/// Ids of columns.
-///
-/// # Panics
-///
-/// If one of them is not among the first `count`.
-fn ids_below(count: usize, ids: &IntTensor<Flex>) -> Vec<usize> {
-    let ids = integers(ids);
-    if let Some(id) = ids.iter().find(|id| **id >= count) {
-        panic!("there is no column {id} among {count}");
-    }
-    ids
-}
-
-/// Ids or lengths, in any type of integers.
-///
-/// # Panics
-///
-/// If one of them is negative.
-fn integers(tensor: &IntTensor<Flex>) -> Vec<usize> {
-    let tensor = tensor.to_contiguous();
-    let natural = |integer: i64| {
-        usize::try_from(integer)
-            .unwrap_or_else(|_| panic!("{integer} is neither a length nor an id: those are from 0 on"))
-    };
-    match tensor.dtype() {
-        DType::I32 => elements::<i32>(&tensor).iter().map(|integer| natural(i64::from(*integer))).collect(),
-        _ => {
-            let data = tensor.into_data().convert::<i64>();
-            let integers = data.as_slice::<i64>().expect("they were converted to i64");
-            integers.iter().map(|integer| natural(*integer)).collect()
-        }
-    }
 }

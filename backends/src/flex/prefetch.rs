@@ -17,8 +17,9 @@ pub fn prefetch_behind<T>(x: &T) {
     }
 }
 
+/// The line of memory that this address is in is on its way once this was called, whoever may own it.
 #[inline(always)]
-fn prefetch(at: *const u8) {
+pub fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is a hint: it reads nothing and does not fail, wherever the pointer points to.
     unsafe {

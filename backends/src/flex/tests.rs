@@ -14,7 +14,7 @@ use crate::ops::Gelu;
 use crate::tests::{buffer_of, rows_of};
 
 /// What kernels can be run on here: what was found, and what there is less of.
-fn all() -> Vec<Arch> {
+pub(super) fn all() -> Vec<Arch> {
     let mut all = vec![Arch::new(), Arch::Scalar];
     #[cfg(target_arch = "x86_64")]
     all.extend(pulp::x86::V3::try_new().map(Arch::V3));
@@ -22,7 +22,7 @@ fn all() -> Vec<Arch> {
 }
 
 /// Numbers between -1 and 1 that depend on their place and a seed alone.
-fn numbers(count: usize, seed: u64) -> Vec<f32> {
+pub(super) fn numbers(count: usize, seed: u64) -> Vec<f32> {
     let number = |index: usize| {
         let mixed = (index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ seed.wrapping_mul(0xd134_2543_de82_ef95);
         let mixed = (mixed ^ (mixed >> 29)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

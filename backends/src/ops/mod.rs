@@ -14,10 +14,11 @@ use burn::tensor::DType;
 #[cfg(feature = "fusion")]
 use burn::tensor::Shape;
 
-use crate::PackedRow;
+use crate::{PackedRow, PagedRow};
 
 pub(crate) mod default;
 pub(crate) mod default_int8;
+pub(crate) mod default_paged;
 
 /// Columns of a tile of a packed matrix.
 pub(crate) const TILE: usize = 32;
@@ -177,6 +178,53 @@ pub trait Gpt2Ops: Backend {
         default::attend::<Self>(query, keys, values, context_lens, &rows)
     }
 
+    /// Writes new keys and values, `[N, H, D]` each, to pages, `[P, H, L, D]` each, and attends over them with `query`, `[M, H, D]`: the
+    /// tokens of each of `rows`, one row after the other, go to the positions of its pages that follow its context, and the last
+    /// `query_len` of them attend, each to all positions up to its own. Returns the result, `[M, H D]`, and the pages.
+    ///
+    /// What is new is rounded to the element type of the pages. Where in a page and head an element lies is the backend's own affair; the
+    /// order of sums is that of [`attend_pages`](crate::attend_pages).
+    #[fusion(meta = |query, _, _, keys, values, _| (attended(query), keys.clone(), values.clone()))]
+    fn attend_pages(
+        query: FloatTensor<Self>,
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: Arc<[PagedRow]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        default_paged::attend::<Self>(query, [new_keys, new_values], [keys, values], &rows)
+    }
+
+    /// As [`attend_pages`](Self::attend_pages), without a query.
+    #[fusion(meta = |_, _, keys, values, _| (keys.clone(), values.clone()))]
+    fn append_pages(
+        new_keys: FloatTensor<Self>,
+        new_values: FloatTensor<Self>,
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        rows: Arc<[PagedRow]>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        (default_paged::append::<Self>(keys, new_keys, &rows), default_paged::append::<Self>(values, new_values, &rows))
+    }
+
+    /// Makes pages, `[P, H, L, D]`, copies of others: of each pair, the second one of the first one, in order.
+    #[fusion(dtype = pages, shape = pages)]
+    fn copy_pages(pages: FloatTensor<Self>, copies: Arc<[[u32; 2]]>) -> FloatTensor<Self> {
+        default_paged::copy::<Self>(pages, &copies)
+    }
+
+    /// What is at the first `len` positions of a row with these pages: of `keys` and `values`, `[P, H, L, D]`, as `[len, H, D]` each.
+    #[fusion(meta = |keys, values, _, len| (read(keys, *len), read(values, *len)))]
+    fn read_pages(
+        keys: FloatTensor<Self>,
+        values: FloatTensor<Self>,
+        pages: Arc<[u32]>,
+        len: usize,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        (default_paged::read::<Self>(keys, &pages, len), default_paged::read::<Self>(values, &pages, len))
+    }
+
     /// `(x - mean) / sqrt(variance + epsilon) gamma + beta` of each row of `x`, `[N, d]`; `gamma` and `beta` are `[d]`.
     #[fusion(dtype = x, shape = x)]
     fn layer_norm(
@@ -209,6 +257,24 @@ pub trait Gpt2Ops: Backend {
         let _ = ids;
         default::advance::<Self>(logits, context_lens, chosen)
     }
+}
+
+/// What attention makes of a query, `[M, H, D]`.
+#[cfg(feature = "fusion")]
+fn attended(query: &TensorSpec) -> TensorSpec {
+    let mut out = query.clone();
+    let [queries, heads, head_dim] = query.shape.dims();
+    out.shape = Shape::new([queries, heads * head_dim]);
+    out
+}
+
+/// So many positions of pages, `[P, H, L, D]`.
+#[cfg(feature = "fusion")]
+fn read(pages: &TensorSpec, len: usize) -> TensorSpec {
+    let mut out = pages.clone();
+    let [_, heads, _, head_dim] = pages.shape.dims();
+    out.shape = Shape::new([len, heads, head_dim]);
+    out
 }
 
 /// What [`Gpt2Ops::quantize`] makes of a matrix.
