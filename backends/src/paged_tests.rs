@@ -43,7 +43,10 @@ pub(crate) fn attended_in_two_steps(
         let of = |part: u64| {
             let common = random([row.context_len.min(16), heads, head_dim], part);
             let own = random([row.context_len, heads, head_dim], 10 + 2 * index as u64 + part);
-            Tensor::cat(vec![common, own.narrow(0, 0, row.context_len - row.context_len.min(16))], 0)
+            match row.context_len.saturating_sub(16) {
+                0 => common,
+                more => Tensor::cat(vec![common, own.narrow(0, 0, more)], 0),
+            }
         };
         (_, states) = attend(random([1, heads, head_dim], 9), [of(0), of(1)], states, vec![filled]);
     }
