@@ -179,7 +179,7 @@ fn attention_over_pages(machine: &Machine, seconds: f64, only: &str) -> Table {
     let (heads, head_dim) = (12, 64);
     for dtype in [DType::F32, DType::F16] {
         for (batch, new_len, context_len, shared) in [
-            (1, 1, 127, 0),
+            (1_usize, 1_usize, 127_usize, 0_usize),
             (1, 1, 511, 0),
             (1, 1, 999, 0),
             (1, 5, 507, 0),
