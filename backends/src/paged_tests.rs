@@ -120,6 +120,7 @@ fn rows_over_pages_that_do_not_fit_are_refused() {
     assert!(of(vec![row(&[1], 16, 1)]).contains("too few pages"));
     assert!(of(vec![row(&[3], 0, 1)]).contains("in a slab of 3 pages"));
     assert!(of(vec![row(&[1], 3, 1), row(&[1], 3, 1)]).contains("named twice"));
+    assert!(of(vec![row(&[1, 1], 16, 1)]).contains("named twice"));
     assert!(of(vec![row(&[1, 2], usize::MAX, 1)]).contains("too few pages"));
     assert!(of(vec![PagedRow { query_len: 2, ..row(&[1], 0, 1) }]).contains("more queries than new tokens"));
 }

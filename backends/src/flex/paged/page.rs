@@ -85,11 +85,11 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
     (maxima, sums)
 }
 
-/// Asks for the line of an element, if it is one of those that are there. Several queries compute for as long as their page takes to
-/// come, and read it from a near cache mostly.
+/// Asks for the line of an element, if it is one of those that are there. Where there are as many queries as can be, a page is in a near
+/// cache as a rule: those before them have read it.
 #[inline(always)]
 fn ask<E, const R: usize>((start, len): (*const E, usize), element: usize) {
-    if R <= 2 && element < len {
+    if R < MAX_QUERIES && element < len {
         prefetch(start.wrapping_add(element).cast());
     }
 }
