@@ -40,11 +40,11 @@ impl PagedRow {
     /// # Panics
     ///
     /// If the counts are others, a page is not there, a row has too few pages or more queries than new tokens, or a page that is
-    /// written is another row's, too.
+    /// written is named twice.
     pub(crate) fn check(rows: &[Self], [new, queries]: [usize; 2], pages: usize, page_len: usize) {
         let (mut of_rows, mut seen) = ([0, 0], vec![0_u8; pages]);
         // What has nothing new is neither read nor written.
-        for row in rows.iter().filter(|row| row.new_len + row.query_len > 0) {
+        for row in rows.iter().filter(|row| row.new_len > 0 || row.query_len > 0) {
             assert!(row.query_len <= row.new_len, "{row:?} has more queries than new tokens");
             assert!(row.seq_len().div_ceil(page_len) <= row.pages.len(), "{row:?} has too few pages of {page_len}");
             let held = &row.pages[..row.seq_len().div_ceil(page_len)];
@@ -77,8 +77,8 @@ impl PagedRow {
 ///
 /// # Panics
 ///
-/// If shapes or element types do not fit, a row has too few pages or more queries than new tokens, or a page that is written is another
-/// row's, too.
+/// If shapes or element types do not fit, a row has too few pages or more queries than new tokens, or a page that is written is
+/// named twice.
 pub fn attend_pages(
     query: Tensor<3>,
     [new_keys, new_values]: [Tensor<3>; 2],

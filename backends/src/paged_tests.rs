@@ -122,7 +122,9 @@ fn rows_over_pages_that_do_not_fit_are_refused() {
     assert!(of(vec![row(&[1], 3, 1), row(&[1], 3, 1)]).contains("named twice"));
     assert!(of(vec![row(&[1, 1], 16, 1)]).contains("named twice"));
     assert!(of(vec![row(&[1, 2], usize::MAX, 1)]).contains("too few pages"));
-    assert!(of(vec![PagedRow { query_len: 2, ..row(&[1], 0, 1) }]).contains("more queries than new tokens"));
+    for query_len in [2, usize::MAX] {
+        assert!(of(vec![PagedRow { query_len, ..row(&[1], 0, 1) }]).contains("more queries than new tokens"));
+    }
 }
 
 /// What is written to pages is read back from them, and from copies.

@@ -10,7 +10,7 @@
 //! calculation for softmax*, 2018, section 3.1). So it is the same whether a page is computed for one query or for many, of one row or of several
 //! that share it, and by which thread.
 //!
-//! What a query does not see is not multiplied: not even with 0, since it may be anything.
+//! What a query does not see may be anything: what is made of it is thrown away before it is added to anything, and not multiplied by 0.
 
 mod append;
 mod block;

@@ -10,8 +10,8 @@ use crate::flex::attend::View;
 use crate::flex::element::Element;
 use crate::flex::tests::{all, numbers};
 
-/// Positions of a page.
-const PAGE: usize = 32;
+/// Positions of a page, as caches have them: all numbers of groups of lanes occur.
+const PAGE: usize = 64;
 
 /// Pages of a slab, of which what nobody sees is not a number.
 #[derive(Clone)]
