@@ -68,13 +68,12 @@ impl KvCacheConfig {
         let positions = if self.storage == CacheStorage::Growing { 0 } else { self.capacity };
         let mut cache = self.without_buffers(model, device)?;
         cache.check_buffers(rows, positions)?;
-        let layer = |_| match self.storage {
-            CacheStorage::Preallocated => {
-                LayerCache::preallocated([rows, heads, self.capacity, head_dim], self.dtype, device)
-            }
-            CacheStorage::Growing => LayerCache::default(),
-        };
-        cache.layers = (0..model.n_layer).map(layer).collect();
+        cache.layers.resize_with(model.n_layer, LayerCache::default);
+        if self.storage == CacheStorage::Preallocated {
+            cache.for_each_layer(|_, layer| {
+                *layer = LayerCache::preallocated([rows, heads, self.capacity, head_dim], self.dtype, device);
+            });
+        }
         cache.lens = vec![0; rows];
         cache.slots = (0..rows).collect();
         Ok(cache)

@@ -8,10 +8,10 @@ mod states;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::backends::AttentionMetadata;
+use crate::backends::{AttentionMetadata, has_kernels, is_asynchronous};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::{Error, Gpt2Config, MemoryLimit, Result};
+use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
 pub use config::KvCacheConfig;
 use layer::LayerCache;
 pub(crate) use rows::retain;
@@ -79,6 +79,16 @@ impl KvCache {
         // What is kept of a row besides.
         let rows = product([batch, 4 * size_of::<usize>()]);
         self.config.limit.check_on(&self.device, "a key-value cache", rows, asked)
+    }
+
+    /// Does `work` for each layer: by several threads where the processor computes, as most of the time goes into asking for
+    /// memory, which threads do faster.
+    fn for_each_layer(&mut self, work: impl Fn(usize, &mut LayerCache) + Sync) {
+        let layers = self.layers.iter_mut().enumerate();
+        match has_kernels(&self.device) && !is_asynchronous(&self.device) {
+            true => Threads::for_each(layers.collect(), |(index, layer)| work(index, layer)),
+            false => layers.for_each(|(index, layer)| work(index, layer)),
+        }
     }
 
     /// Positions for which the buffers have room.

@@ -4,9 +4,8 @@ use burn::tensor::{Int, Tensor};
 
 use super::layer::LayerCache;
 use super::{CacheStorage, KvCache, States};
-use crate::backends::{has_kernels, is_asynchronous};
 use crate::device::is_same_device;
-use crate::{Error, Result, Threads};
+use crate::{Error, Result};
 
 impl KvCache {
     /// Adds an empty row behind the last one: in the slot of one that was [removed](Self::remove), if there is one. Otherwise the
@@ -46,12 +45,7 @@ impl KvCache {
         }
         if len > 0 && !to.is_empty() {
             let (from, slots) = (self.slots[from], to.iter().map(|&row| self.slots[row]).collect::<Vec<usize>>());
-            let layers: Vec<&mut LayerCache> = self.layers.iter_mut().collect();
-            match has_kernels(&self.device) && !is_asynchronous(&self.device) {
-                // Most of the time goes into asking for memory, which threads do faster.
-                true => Threads::for_each(layers, |layer| layer.copy_within(from, &slots, len)),
-                false => layers.into_iter().for_each(|layer| layer.copy_within(from, &slots, len)),
-            }
+            self.for_each_layer(|_, layer| layer.copy_within(from, &slots, len));
         }
         to.iter().for_each(|&row| self.lens[row] = len);
         Ok(())

@@ -8,10 +8,9 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::{LayerCache, own};
 use super::{CacheStorage, KvCache, States};
-use crate::backends::{has_kernels, is_asynchronous};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::{Error, Result, Threads};
+use crate::{Error, Result};
 
 /// Keys and values of consecutive tokens of one sequence, for each layer of a model. It owns its memory; a clone shares it.
 #[derive(Clone, Debug)]
@@ -117,25 +116,23 @@ impl KvCache {
         }
         let shape = [self.batch(), heads, positions, head_dim];
         let slots_and_lens: Vec<(usize, usize)> = self.slots.iter().copied().zip(self.lens.iter().copied()).collect();
-        let fill = |(index, layer): (usize, &mut LayerCache)| {
+        let (dtype, device) = (self.config.dtype, self.device.clone());
+        let fill = |index: usize, layer: &mut LayerCache| {
             // Rows that begin alike have the same segments: each is brought into the buffers' form once.
             let mut known: HashMap<(*const States, usize), States> = HashMap::new();
             let mut part = |(segment, tokens): &(KvSegment, usize)| {
                 let key = (Arc::as_ptr(&segment.states), *tokens);
-                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.config.dtype)).clone()
+                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, dtype)).clone()
             };
             let rows: Vec<Vec<States>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
             match layer.is_made() {
                 true => layer.append_rows(&rows, &slots_and_lens, positions),
-                false => *layer = LayerCache::with_rows(&rows, shape, self.config.dtype, &self.device),
+                false => *layer = LayerCache::with_rows(&rows, shape, dtype, &device),
             }
         };
-        let layers = self.layers.iter_mut().enumerate().filter(|_| positions > 0);
-        match has_kernels(&self.device) && !is_asynchronous(&self.device) {
-            // Most of the time goes into asking for memory, which threads do faster.
-            true => Threads::for_each(layers.collect(), fill),
-            false => layers.for_each(fill),
+        if positions > 0 {
+            self.for_each_layer(fill);
         }
         self.lens = lens;
         Ok(())
