@@ -63,9 +63,9 @@ impl PagedRow {
 /// Writes new keys and values to the pages of their rows, and computes `softmax(q k^T / sqrt D) v` over all that each query sees there;
 /// returns the result and the pages. Pages that nothing else refers to are written in place.
 ///
-/// Of one page: `m` is the largest score that a query sees, `w = exp(score - m)`, `l` the sum of the weights, and `o` the weighted sum of the
+/// The query is divided by sqrt D first. Of one page: `m` is the largest score that a query sees, `w = exp(score - m)`, `l` the sum of the weights, and `o` the weighted sum of the
 /// values. Pages are folded from the left, from (-inf, 0, 0): `M = max(m1, m2)`, `a = exp(m1 - M)`, `b = exp(m2 - M)`,
-/// `l = l1 a + l2 b`, `o = o1 a + o2 b` (Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018). So rows that share a
+/// `l = l1 a + l2 b`, `o = o1 a + o2 b`, and in the end `o (1 / l)` (Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018). So rows that share a
 /// page can read it together, and none of their sums depends on that.
 ///
 /// # Shapes
@@ -147,6 +147,7 @@ pub fn copy_pages(pages: [Tensor<4>; 2], copies: Arc<[[u32; 2]]>) -> [Tensor<4>;
 pub fn read_pages([keys, values]: [Tensor<4>; 2], pages: Arc<[u32]>, len: usize) -> [Tensor<3>; 2] {
     assert_eq!(keys.dims(), values.dims(), "keys are shaped as values");
     let [count, _, page_len, _] = keys.dims();
+    check_pages(&keys);
     assert!(len > 0 && len.div_ceil(page_len) <= pages.len(), "{len} positions of {} pages of {page_len}", pages.len());
     assert!(pages.iter().all(|page| (*page as usize) < count), "{pages:?} of {count} pages");
     let (keys, values) = <Dispatch as Gpt2Ops>::read_pages(keys.into_dispatch(), values.into_dispatch(), pages, len);
@@ -155,10 +156,17 @@ pub fn read_pages([keys, values]: [Tensor<4>; 2], pages: Arc<[u32]>, len: usize)
 
 /// Checks that new states, `[N, H, D]`, fit to pages, `[P, H, L, D]`.
 fn check([new_keys, new_values]: [&Tensor<3>; 2], [keys, values]: [&Tensor<4>; 2]) {
-    let [_, heads, page_len, head_dim] = keys.dims();
+    let [_, heads, _, head_dim] = keys.dims();
     assert_eq!(keys.dims(), values.dims(), "keys are shaped as values");
     assert_eq!(new_keys.dims(), new_values.dims(), "new keys are shaped as new values");
     assert_eq!([keys.dtype(), new_keys.dtype()], [values.dtype(), new_values.dtype()], "types of keys and of values");
-    assert!(page_len > 0 && page_len.is_multiple_of(16), "pages of {page_len} positions, and not of a multiple of 16");
+    check_pages(keys);
     assert_eq!(new_keys.dims()[1..], [heads, head_dim], "heads and width of what is new");
+}
+
+/// Checks that pages, `[P, H, L, D]`, hold something, and whole registers of positions.
+fn check_pages(pages: &Tensor<4>) {
+    let [_, heads, page_len, head_dim] = pages.dims();
+    assert!(heads > 0 && head_dim > 0, "pages of {heads} heads of {head_dim} numbers");
+    assert!(page_len > 0 && page_len.is_multiple_of(16), "pages of {page_len} positions, and not of a multiple of 16");
 }

@@ -26,8 +26,8 @@ pub(crate) fn paged_rows(lens: &[[usize; 3]]) -> (Vec<PagedRow>, usize) {
     (lens.iter().map(row).collect(), next as usize)
 }
 
-/// Fills the pages of all rows up to their contexts, and then attends with what is new, on a device: what is random is the same on all
-/// of them.
+/// Fills the pages of all rows, which hold no numbers, up to their contexts, and then attends with what is new, on a device: what is
+/// random is the same on all of them.
 pub(crate) fn attended_in_two_steps(
     (rows, pages): &(Vec<PagedRow>, usize),
     [heads, head_dim]: [usize; 2],
@@ -36,7 +36,7 @@ pub(crate) fn attended_in_two_steps(
     random: impl Fn([usize; 3], u64) -> Tensor<3>,
     attend: impl Fn(Tensor<3>, [Tensor<3>; 2], [Tensor<4>; 2], Vec<PagedRow>) -> (Tensor<2>, [Tensor<4>; 2]),
 ) -> Tensor<2> {
-    let mut states = [0, 1].map(|_| Tensor::<4>::zeros([*pages, heads, 16, head_dim], (device, dtype)));
+    let mut states = [0, 1].map(|_| Tensor::<4>::full([*pages, heads, 16, head_dim], f32::NAN, (device, dtype)));
     for (index, row) in rows.iter().enumerate().filter(|(_, row)| row.context_len > 0) {
         let filled = PagedRow { context_len: 0, new_len: row.context_len, query_len: 1, ..row.clone() };
         // What is common is the same for all.
@@ -99,6 +99,81 @@ fn pages_are_written_in_place() {
         pages = held;
         assert_eq!(pages.each_ref().map(start), starts, "after {context_len} tokens");
     }
+    let row = PagedRow { pages: vec![3, 1, 2], context_len: 40, new_len: 1, query_len: 0 };
+    pages = append_pages([random([1, 2, 8]), random([1, 2, 8])], pages, vec![row].into());
+    pages = copy_pages(pages, vec![[3, 0], [1, 3]].into());
+    assert_eq!(pages.each_ref().map(start), starts, "after an append and copies");
+}
+
+#[test]
+fn pages_of_which_there_is_a_second_handle_are_not_written_in_place() {
+    let pages = [0, 1].map(|_| Tensor::<4>::zeros([2, 1, 16, 8], &Device::flex()));
+    let row = PagedRow { pages: vec![0], context_len: 0, new_len: 1, query_len: 1 };
+    let new = || [random([1, 1, 8]), random([1, 1, 8])];
+    let written = append_pages(new(), pages.clone(), vec![PagedRow { query_len: 0, ..row.clone() }].into());
+    let attended = attend_pages(random([1, 1, 8]), new(), pages.clone(), vec![row].into()).1;
+    let copied = copy_pages(written.clone(), vec![[0, 1]].into());
+    let sum = |pages: &[Tensor<4>; 2]| pages.clone().map(|pages| pages.abs().sum().into_scalar::<f32>());
+    assert_eq!(sum(&pages), [0.0; 2]);
+    assert!(sum(&attended).iter().all(|sum| *sum > 0.0));
+    for (copied, written) in sum(&copied).into_iter().zip(sum(&written)) {
+        assert!((copied - 2.0 * written).abs() < 1e-5, "{copied} is not twice {written}");
+    }
+}
+
+#[test]
+fn rows_without_new_tokens_change_nothing_and_name_no_page() {
+    let idle = |pages: Vec<u32>| PagedRow { pages, context_len: 7, new_len: 0, query_len: 0 };
+    let row = PagedRow { pages: vec![1], context_len: 0, new_len: 3, query_len: 2 };
+    let (query, new) = (random([2, 2, 8]), [random([3, 2, 8]), random([3, 2, 8])]);
+    let of = |rows: Vec<PagedRow>| {
+        let pages = [0, 1].map(|_| Tensor::<4>::zeros([3, 2, 16, 8], &Device::flex()));
+        let (out, [keys, values]) = attend_pages(query.clone(), new.clone(), pages, rows.into());
+        [out.into_data(), keys.into_data(), values.into_data()]
+    };
+    let expected = of(vec![row.clone()]);
+    assert_eq!(of(vec![idle(vec![99]), row.clone(), idle(vec![]), idle(vec![1])]), expected);
+    // Written, but not asked for.
+    let unasked = PagedRow { query_len: 0, ..row.clone() };
+    let pages = [0, 1].map(|_| Tensor::<4>::zeros([3, 2, 16, 8], &Device::flex()));
+    let both = [0, 1].map(|part: usize| Tensor::cat(vec![new[part].clone(); 2], 0));
+    let other = PagedRow { pages: vec![2], ..row };
+    let (out, _) = attend_pages(query.clone(), both, pages, vec![unasked, other].into());
+    assert_eq!(out.into_data(), expected[0]);
+}
+
+/// What a query does not see may be anything; what it sees is told.
+#[track_caller]
+fn check_unseen_on(device: &Device, attend: impl Fn(Tensor<3>, [Tensor<3>; 2], [Tensor<4>; 2], PagedRow) -> Tensor<2>) {
+    let row = PagedRow { pages: vec![3, 1], context_len: 0, new_len: 20, query_len: 20 };
+    let random = || Tensor::<3>::from_data(random([20, 2, 8]).into_data(), device);
+    let (query, new) = (random(), [random(), random()]);
+    let of = |new: [Tensor<3>; 2]| -> Vec<f32> {
+        let pages = [0, 1].map(|_| Tensor::<4>::full([4, 2, 16, 8], f32::NAN, device));
+        attend(query.clone(), new, pages, row.clone()).into_data().try_into_vec().unwrap()
+    };
+    let expected = of(new.clone());
+    assert!(expected.iter().all(|x| x.is_finite()));
+    for bad in [f32::NAN, f32::INFINITY] {
+        let invalid =
+            new.clone().map(|new| Tensor::cat(vec![new.narrow(0, 0, 11), Tensor::full([9, 2, 8], bad, device)], 0));
+        let found = of(invalid);
+        assert_eq!(found[..11 * 16], expected[..11 * 16], "{bad}");
+        assert!(found[11 * 16..].iter().all(|x| x.is_nan()), "{bad}");
+    }
+}
+
+#[test]
+fn what_a_query_does_not_see_may_be_anything() {
+    check_unseen_on(&Device::flex(), |query, new, pages, row| attend_pages(query, new, pages, vec![row].into()).0);
+    check_unseen_on(&Device::flex(), |query, new, pages, row| {
+        let (new, pages) = (new.each_ref().map(flex), pages.each_ref().map(flex));
+        Tensor::from_primitive::<Flex>(default_paged::attend::<Flex>(flex(&query), new, pages, &[row]).0)
+    });
+    #[cfg(feature = "ndarray")]
+    check_unseen_on(&crate::device("ndarray").unwrap(), |query, new, pages, row| {
+        attend_pages(query, new, pages, vec![row].into()).0
+    });
 }
 
 #[test]
@@ -132,7 +207,13 @@ fn rows_over_pages_that_do_not_fit_are_refused() {
 pub(crate) fn check_pages_on(device: &Device) {
     for dtype in [DType::F32, DType::F16].into_iter().filter(|dtype| device.supports_dtype(*dtype)) {
         let pages = [0, 1].map(|_| Tensor::<4>::zeros([6, 3, 32, 20], (device, dtype)));
-        let new = [0, 1].map(|_| Tensor::from_data(random([75, 3, 20]).into_data(), (device, DType::F32)));
+        // Zeros of both signs.
+        let random = || {
+            let numbers = random([75, 3, 20]);
+            let is_small = numbers.clone().abs().lower_elem(0.3);
+            numbers.clone().mask_where(is_small, numbers * 0.0)
+        };
+        let new = [0, 1].map(|_| Tensor::from_data(random().into_data(), (device, DType::F32)));
         let row = PagedRow { pages: vec![4, 1, 5], context_len: 0, new_len: 60, query_len: 0 };
         let part = |range: std::ops::Range<usize>| new.clone().map(|new| new.narrow(0, range.start, range.len()));
         let pages = append_pages(part(0..60), pages, vec![row.clone()].into());

@@ -209,6 +209,18 @@ impl Gpt2Ops for Flex {
         ))
     }
 
+    fn copy_pages(pages: Tensor, copies: Arc<[[u32; 2]]>) -> Tensor {
+        with_element!(pages.dtype(), E if true => {
+            let mut pages = whole(pages);
+            let [_, heads, page_len, head_dim] = pages.shape().dims::<4>();
+            let (of_page, elements) = (heads * page_len * head_dim, pages.storage_mut::<E>());
+            for [from, to] in copies.iter().map(|pair| pair.map(|page| page as usize * of_page)) {
+                elements.copy_within(from..from + of_page, to);
+            }
+            pages
+        }, _ => default_paged::copy::<Self>(pages, &copies))
+    }
+
     fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize) -> (Tensor, Tensor) {
         let [_, heads, page_len, head_dim] = keys.shape().dims::<4>();
         let of_values = default_paged::read::<Self>(values, &pages, len);

@@ -39,9 +39,8 @@ pub fn copy<B: Backend>(pages: FloatTensor<B>, copies: &[[u32; 2]]) -> FloatTens
     let page = |page: u32| [page as usize..page as usize + 1, 0..heads, 0..page_len, 0..head_dim].map(Slice::from);
     copies.iter().fold(pages, |pages, [from, to]| {
         // In memory of its own: a view would be a second reference, for which the assignment copied all pages.
-        let part = B::float_slice(pages.clone(), &page(*from));
-        let zeros = B::float_zeros(part.shape(), &part.device(), part.dtype().into());
-        let part = B::float_add(part, zeros);
+        let own = B::float_empty(Shape::new([1, heads, page_len, head_dim]), &pages.device(), pages.dtype().into());
+        let part = B::float_slice_assign(own, &page(0), B::float_slice(pages.clone(), &page(*from)));
         B::float_slice_assign(pages, &page(*to), part)
     })
 }
@@ -103,19 +102,24 @@ fn attend_row<B: Backend>(
         let ramp = B::int_arange(from as i64..(from + len) as i64, &device, IntDType::I32);
         B::int_reshape(ramp, Shape::new(dims))
     };
-    let position = || ints(0, count * page_len, [count, 1, 1, page_len]);
+    let position = ints(0, count * page_len, [count, 1, 1, page_len]);
     let last = ints(row.seq_len() - time, time, [1, 1, time, 1]);
-    let unseen = B::int_greater(B::int_expand(position(), shape.clone()), B::int_expand(last, shape), store);
+    let unseen = B::int_greater(B::int_expand(position, shape.clone()), B::int_expand(last, shape.clone()), store);
     let scores = B::float_mask_fill(scores, unseen.clone(), f64::NEG_INFINITY.into());
     let max = B::float_max_dim(scores.clone(), 3); // [n, H, T, 1]
     let weights = B::float_exp(B::float_sub(scores, max.clone()));
-    let weights = B::float_mask_fill(weights, unseen, 0.0.into());
+    let weights = B::float_mask_fill(weights, unseen.clone(), 0.0.into());
     let sum = B::float_sum_dim(weights.clone(), 3); // [n, H, T, 1]
-    // Slots past the end may hold what times zero is no number.
-    let position = B::int_reshape(position(), Shape::new([count, 1, page_len, 1]));
-    let is_past = B::int_greater_equal_elem(position, (row.seq_len() as i64).into(), store);
-    let is_past = B::bool_expand(is_past, Shape::new([count, heads, page_len, head_dim]));
-    let of_pages = B::float_matmul(weights, B::float_mask_fill(of_row(values), is_past, 0.0.into())); // [n, H, T, D]
+    // What a query does not see may be no number, and times a weight of zero would be none: such values are left out of the sums,
+    // and what sees one is told.
+    let values = of_row(values); // [n, H, L, D]
+    let is_bad = B::bool_or(B::float_is_nan(values.clone(), store), B::float_is_inf(values.clone(), store));
+    let bad = B::float_zeros(values.shape(), &device, dtype.into());
+    let bad = B::float_mask_fill(bad, is_bad.clone(), 1.0.into());
+    let seen = B::float_mask_fill(B::float_ones(shape, &device, dtype.into()), unseen, 0.0.into());
+    let sees_bad = B::float_greater_elem(B::float_matmul(seen, bad), 0.0.into(), store);
+    let of_pages = B::float_matmul(weights, B::float_mask_fill(values, is_bad, 0.0.into())); // [n, H, T, D]
+    let of_pages = B::float_mask_fill(of_pages, sees_bad, f64::NAN.into());
 
     let page = |tensor: &FloatTensor<B>, index: usize| {
         let [_, _, _, width] = tensor.shape().dims::<4>();

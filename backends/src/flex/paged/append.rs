@@ -8,7 +8,21 @@ use crate::flex::element::Element;
 use crate::flex::lanes::LANES;
 
 /// Writes one head's keys and values of a row's new tokens, of which `first` is the first among all, to its pages.
-pub fn append_row<E: Element>(paged: &Paged<'_, E>, slabs: [Slab<'_, E>; 2], index: usize, head: usize, first: usize) {
+///
+/// # Panics
+///
+/// If a page is not there.
+///
+/// # Safety
+///
+/// Meanwhile nobody else may use this head's part of the pages that are written.
+pub unsafe fn append_row<E: Element>(
+    paged: &Paged<'_, E>,
+    slabs: [Slab<'_, E>; 2],
+    index: usize,
+    head: usize,
+    first: usize,
+) {
     let (row, [_, head_dim], page_len) = (&paged.rows[index], paged.shape, paged.page_len);
     let mut position = row.context_len;
     while position < row.seq_len() {
@@ -16,8 +30,7 @@ pub fn append_row<E: Element>(paged: &Paged<'_, E>, slabs: [Slab<'_, E>; 2], ind
         // Up to the end of the lanes that this position is in.
         let count = (LANES - slot % LANES).min(row.seq_len() - position);
         let token = |t: usize| first + position - row.context_len + t;
-        // SAFETY: of a page that is written there is no other row, as `PagedRow::check` has seen, and each head of each row is
-        // written by one task, before any reads it.
+        // SAFETY: nobody else uses these parts, as the caller promises, and keys and values are slabs of their own.
         let [keys, values] = slabs.map(|slab| unsafe { slab.part_mut(page, head) });
         let (group, _) = keys[slot / LANES * LANES * head_dim..][..LANES * head_dim].as_chunks_mut::<LANES>();
         let of_token = |t: usize| paged.new_keys.position(0, head, token(t), head_dim);

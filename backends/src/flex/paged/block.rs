@@ -29,6 +29,8 @@ pub struct Scratch {
     weights: Vec<f32>,
     /// `[MAX_QUERIES, D]`: what a page gives.
     of_page: Vec<f32>,
+    /// A head's keys and values of a page in f32, where they are of another type and read several times.
+    wide: Vec<f32>,
 }
 
 /// What pages give that are computed by several threads: a maximum, a sum, and D numbers for each query and page.
@@ -48,7 +50,7 @@ impl Partials {
 
     /// # Safety
     ///
-    /// No other thread may use the same part.
+    /// While the slice is in use, nobody else may ask for the same part.
     #[allow(clippy::mut_from_ref)] // as the section on safety says
     unsafe fn part(&self, index: usize) -> &mut [f32] {
         let len = self.head_dim + 2;
@@ -90,56 +92,112 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
     for level in levels.clone() {
         let mut first = 0;
         while first < queries.len() {
-            let visible = queries[first].visible(level, page_len);
-            if visible == 0 {
+            if queries[first].visible(level, page_len) == 0 {
                 first += 1;
                 continue;
             }
             let id = paged.rows[queries[first].row].pages[level];
             let is_here =
                 |query: &&Query| query.visible(level, page_len) > 0 && paged.rows[query.row].pages[level] == id;
-            let count = queries[first..].iter().take(MAX_QUERIES).take_while(is_here).count();
+            let count = queries[first..].iter().take_while(is_here).count();
             // SAFETY: all that is new of a page was written by this thread, or before threads were let at this: see `Work`.
             let (keys, values) = unsafe { (keys_of.part(id, head), values_of.part(id, head)) };
-            let next_keys = next_keys(paged, keys_of, queries[first], level, levels.end, head);
-            macro_rules! of {
-                ($count:literal) => {{
-                    let mut visible = [0; $count];
-                    for i in 0..$count {
-                        visible[i] = queries[first + i].visible(level, page_len);
-                    }
-                    let query = &scratch.queries[first * head_dim..][..$count * head_dim];
-                    let (weights, of_page) = (&mut scratch.weights[..], &mut scratch.of_page[..]);
-                    let page = PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] };
-                    let (max, sum) = page::attend::<S, V, E, $count>(simd, page, weights, of_page);
-                    for i in 0..$count {
-                        match partials {
-                            None => {}
-                            Some(partials) => {
-                                let at = level * queries.len() + first + i;
-                                // SAFETY: no other task has this page of this query.
-                                let part = unsafe { partials.part(at) };
-                                (part[0], part[1]) = (max[i], sum[i]);
-                                part[2..].copy_from_slice(&scratch.of_page[i * head_dim..][..head_dim]);
-                            }
-                        }
-                    }
-                    if partials.is_none() {
-                        fold::<S, V, $count>(simd, scratch, first, head_dim, max, sum);
-                    }
-                    $count
-                }};
+            let range = first..first + count;
+            let (run, shape) = (Run { all: queries, range: range.clone(), level, partials }, [page_len, head_dim]);
+            if count > MAX_QUERIES && size_of::<E>() < size_of::<f32>() {
+                // What is read several times is widened once.
+                let visible = queries[range].iter().map(|query| query.visible(level, page_len)).max().unwrap_or(0);
+                let len = visible.next_multiple_of(LANES) * head_dim;
+                let mut wide = std::mem::take(&mut scratch.wide);
+                wide.resize(2 * page_len * head_dim, 0.0);
+                let (wide_keys, wide_values) = wide.split_at_mut(page_len * head_dim);
+                widen(simd, &keys[..len], wide_keys);
+                widen(simd, &values[..len], wide_values);
+                let page = Page { keys: &*wide_keys, values: &*wide_values, next_keys: (std::ptr::null(), 0), shape };
+                attend_run::<S, V, f32>(simd, page, run, scratch);
+                scratch.wide = wide;
+            } else {
+                let next_keys = next_keys(paged, keys_of, queries[first], level, levels.end, head);
+                attend_run::<S, V, E>(simd, Page { keys, values, next_keys, shape }, run, scratch);
             }
-            first += match count {
-                6.. => of!(6),
-                4.. => of!(4),
-                2.. => of!(2),
-                _ => of!(1),
-            };
+            first += count;
         }
     }
     if partials.is_none() {
         scratch.finish(queries, head, head_dim, out);
+    }
+}
+
+/// A head's part of a page.
+#[derive(Clone, Copy)]
+struct Page<'a, E> {
+    /// `[page_len / 16, D, 16]`.
+    keys: &'a [E],
+    /// `[page_len, D]`.
+    values: &'a [E],
+    /// Where keys are that are needed next, and how many elements.
+    next_keys: (*const E, usize),
+    /// `[page_len, D]`.
+    shape: [usize; 2],
+}
+
+/// Queries of a block, one behind the other, that see something of the same page.
+struct Run<'a> {
+    /// All of the block's.
+    all: &'a [Query],
+    range: Range<usize>,
+    /// Which of their rows' pages.
+    level: usize,
+    /// Where to leave what the page gives; none: it is folded.
+    partials: Option<&'a Partials>,
+}
+
+/// A page for all queries of a run, as many at a time as there are registers for.
+#[inline(always)]
+fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, run: Run<'_>, scratch: &mut Scratch) {
+    let Page { keys, values, next_keys, shape: [page_len, head_dim] } = page;
+    let Run { all, range, level, partials } = run;
+    let mut first = range.start;
+    while first < range.end {
+        macro_rules! of {
+            ($count:literal) => {{
+                let mut visible = [0; $count];
+                for i in 0..$count {
+                    visible[i] = all[first + i].visible(level, page_len);
+                }
+                let query = &scratch.queries[first * head_dim..][..$count * head_dim];
+                let (weights, of_page) = (&mut scratch.weights[..], &mut scratch.of_page[..]);
+                let page = PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] };
+                let (max, sum) = page::attend::<S, V, E, $count>(simd, page, weights, of_page);
+                match partials {
+                    None => fold::<S, V, $count>(simd, scratch, first, head_dim, max, sum),
+                    Some(partials) => {
+                        for i in 0..$count {
+                            // SAFETY: no other task has this page of this query.
+                            let part = unsafe { partials.part(level * all.len() + first + i) };
+                            (part[0], part[1]) = (max[i], sum[i]);
+                            part[2..].copy_from_slice(&scratch.of_page[i * head_dim..][..head_dim]);
+                        }
+                    }
+                }
+                $count
+            }};
+        }
+        first += match range.end - first {
+            6.. => of!(6),
+            4.. => of!(4),
+            2.. => of!(2),
+            _ => of!(1),
+        };
+    }
+}
+
+/// Writes elements, whole registers of them, to the beginning of `wide`.
+#[inline(always)]
+fn widen<S: Simd, E: Element>(simd: S, elements: &[E], wide: &mut [f32]) {
+    let (elements, wide) = (elements.as_chunks::<LANES>().0, wide.as_chunks_mut::<LANES>().0);
+    for (wide, elements) in wide.iter_mut().zip(elements) {
+        *wide = E::widen_with::<S, LANES>(simd, elements);
     }
 }
 

@@ -89,9 +89,8 @@ impl Group {
                 position: row.seq_len() - row.query_len + t,
                 index: firsts[index] + t,
             });
-            let shares = |group: &&mut Self| {
-                group.rows.iter().any(|&other| row.context_len >= page_len && rows[other].pages[0] == row.pages[0])
-            };
+            let shares =
+                |group: &&mut Self| row.context_len >= page_len && rows[group.rows[0]].pages[0] == row.pages[0];
             match groups.last_mut().filter(shares) {
                 Some(group) => {
                     group.rows.push(index);
@@ -138,27 +137,28 @@ pub fn attend<E: Element>(arch: Arch, paged: Paged<'_, E>, keys: &mut [E], value
     assert!(page_len > 0 && page_len.is_multiple_of(LANES), "{page_len} positions are not whole registers");
     let of_page = heads * page_len * head_dim;
     assert_eq!(keys.len(), values.len(), "elements of the keys and of the values");
-    if of_page == 0 || paged.rows.is_empty() {
+    assert!(of_page > 0, "{heads} heads of {head_dim} numbers");
+    if paged.rows.is_empty() {
         return;
     }
-    let new = paged.rows.iter().map(|row| row.new_len).sum();
+    let new: usize = paged.rows.iter().map(|row| row.new_len).sum();
     PagedRow::check(paged.rows, [new, out.len() / (heads * head_dim)], keys.len() / of_page, page_len);
     let (keys, values) =
         (Slab::new(keys, [heads, page_len * head_dim]), Slab::new(values, [heads, page_len * head_dim]));
     let out = Output::new(out, heads * head_dim);
     let groups = Group::all(paged.rows, page_len);
     let seen: usize = groups.iter().flat_map(|group| &group.queries).map(|query| query.position + 1).sum();
-    let threads = if seen * heads * head_dim < WORTH_THREADS { 1 } else { rayon::current_num_threads() };
+    let threads = if (seen + new) * heads * head_dim < WORTH_THREADS { 1 } else { rayon::current_num_threads() };
     let work = Work { arch, paged, keys, values, out, groups: &groups, firsts: firsts(paged.rows, |row| row.new_len) };
     match threads {
         1 => {
             let mut scratch = Scratch::default();
-            (0..groups.len() * heads).for_each(|task| work.whole(&mut scratch, task));
+            (0..groups.len() * heads).for_each(|task| work.write_and_attend(&mut scratch, task));
         }
         threads if groups.len() * heads >= TASKS_PER_THREAD * threads => {
             (0..groups.len() * heads)
                 .into_par_iter()
-                .for_each_init(Scratch::default, |scratch, task| work.whole(scratch, task));
+                .for_each_init(Scratch::default, |scratch, task| work.write_and_attend(scratch, task));
         }
         threads => work.split(threads),
     }
@@ -185,8 +185,8 @@ struct Work<'a, E> {
 }
 
 impl<E: Element> Work<'_, E> {
-    /// A head of a group: what is new is written, and then all of its queries attend.
-    fn whole(&self, scratch: &mut Scratch, task: usize) {
+    /// A head of a group, by one thread: what is new is written, and then all of its queries attend.
+    fn write_and_attend(&self, scratch: &mut Scratch, task: usize) {
         let [heads, _] = self.paged.shape;
         let (group, head) = (&self.groups[task / heads], task % heads);
         group.rows.iter().for_each(|&row| self.append(row, head));
@@ -248,8 +248,11 @@ impl<E: Element> Work<'_, E> {
         Block { paged: &self.paged, keys, values, queries, head, levels, partials, scratch, out }
     }
 
+    #[allow(unsafe_code)] // pages of a slab that other threads have, too
     fn append(&self, row: usize, head: usize) {
-        append_row(&self.paged, [self.keys, self.values], row, head, self.firsts[row]);
+        // SAFETY: no other row has a page that this one writes, as `PagedRow::check` has seen; each head of each row is written by
+        // one task, and read by that task behind it, or when all of `split` are written.
+        unsafe { append_row(&self.paged, [self.keys, self.values], row, head, self.firsts[row]) };
     }
 }
 

@@ -36,11 +36,11 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
     out: &mut [f32],
 ) -> ([f32; R], [f32; R]) {
     let PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] } = page;
-    let (mut least, mut most) = (visible[0], visible[0]);
+    let (mut min_visible, mut max_visible) = (visible[0], visible[0]);
     for i in 1..R {
-        (least, most) = (least.min(visible[i]), most.max(visible[i]));
+        (min_visible, max_visible) = (min_visible.min(visible[i]), max_visible.max(visible[i]));
     }
-    let groups = most.div_ceil(LANES);
+    let groups = max_visible.div_ceil(LANES);
     let (weights, _) = weights.as_chunks_mut::<LANES>();
     let of_query = page_len / LANES;
 
@@ -51,7 +51,7 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
         let offset = group * LANES * head_dim;
         let (keys, weights) = (&keys[offset..], &mut weights[group..]);
         // The values that are needed next are as long as the keys.
-        let ahead = (values[offset..].as_ptr(), (most * head_dim).saturating_sub(offset));
+        let ahead = (values[offset..].as_ptr(), (max_visible * head_dim).saturating_sub(offset));
         macro_rules! score {
             ($groups:literal) => {{
                 score::<S, V, E, R, $groups>(simd, query, keys, head_dim, ahead, weights, of_query);
@@ -70,7 +70,7 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
 
     let mut column = 0;
     while column < head_dim {
-        let sizes = [column, head_dim, page_len, least, most];
+        let sizes = Sizes { column, head_dim, page_len, min_visible, max_visible };
         if is_wide && head_dim - column >= 4 * LANES {
             weigh::<S, V, E, R, 4, true>(simd, weights, values, next_keys, &visible, sizes, out);
             column += 4 * LANES;
@@ -150,11 +150,11 @@ fn softmax<S: Simd, const V: usize, const R: usize>(
         lanes[lane] = lane as f32;
     }
     let lanes = load::<S, V>(simd, &lanes);
-    let mut least = visible[0];
+    let mut min_visible = visible[0];
     for i in 1..R {
-        least = least.min(visible[i]);
+        min_visible = min_visible.min(visible[i]);
     }
-    let seen_by_all = least / LANES;
+    let seen_by_all = min_visible / LANES;
 
     let mut maxima = [splat::<S, V>(simd, f32::NEG_INFINITY); R];
     for group in 0..groups {
@@ -216,6 +216,19 @@ fn largest_of_halves<S: Simd, const V: usize>(simd: S, x: Wide<S, V>) -> f32 {
     a[0]
 }
 
+/// Where [`weigh`] begins, and of how many.
+#[derive(Clone, Copy)]
+struct Sizes {
+    /// The first of the columns.
+    column: usize,
+    head_dim: usize,
+    page_len: usize,
+    /// Positions that every query sees.
+    min_visible: usize,
+    /// Positions that some query sees.
+    max_visible: usize,
+}
+
 /// Columns of the weighted sums of values, `C` times 16 from `column` on; or, of `C = 1`, those that are left of them.
 #[inline(always)]
 fn weigh<S: Simd, const V: usize, E: Element, const R: usize, const C: usize, const IS_WHOLE: bool>(
@@ -224,16 +237,17 @@ fn weigh<S: Simd, const V: usize, E: Element, const R: usize, const C: usize, co
     values: &[E],
     next_keys: (*const E, usize),
     visible: &[usize; R],
-    [column, head_dim, page_len, least, most]: [usize; 5],
+    sizes: Sizes,
     out: &mut [f32],
 ) {
+    let Sizes { column, head_dim, page_len, min_visible, max_visible } = sizes;
     let weights = weights.as_flattened();
     let mut totals = [[splat::<S, V>(simd, 0.0); C]; R];
-    let mut of_row = [&weights[..least]; R];
+    let mut of_row = [&weights[..min_visible]; R];
     for i in 1..R {
-        of_row[i] = &weights[i * page_len..][..least];
+        of_row[i] = &weights[i * page_len..][..min_visible];
     }
-    for (position, value) in values[..least * head_dim].chunks_exact(head_dim).enumerate() {
+    for (position, value) in values[..min_visible * head_dim].chunks_exact(head_dim).enumerate() {
         let value = columns::<S, V, E, C, IS_WHOLE>(simd, value, column);
         for c in 0..C {
             ask::<E, R>(next_keys, position * head_dim + column + c * LANES);
@@ -246,7 +260,7 @@ fn weigh<S: Simd, const V: usize, E: Element, const R: usize, const C: usize, co
         }
     }
     // What only some of the queries see: what it makes of the sums of the others is thrown away.
-    for position in least..most {
+    for position in min_visible..max_visible {
         let value = columns::<S, V, E, C, IS_WHOLE>(simd, &values[position * head_dim..][..head_dim], column);
         for i in 0..R {
             let weight = splat::<S, V>(simd, weights[i * page_len + position]);

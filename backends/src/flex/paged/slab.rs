@@ -14,9 +14,9 @@ pub struct Slab<'a, E> {
     borrow: PhantomData<&'a mut [E]>,
 }
 
-// SAFETY: it stands for a `&mut [E]`, which may be sent if its elements may; and that threads do not write what others read or
-// write is what the callers of `part` and `part_mut` promise.
-unsafe impl<E: Send> Send for Slab<'_, E> {}
+// SAFETY: it stands for a `&mut [E]` of which copies are with several threads, which read and write elements: they may be sent and
+// shared. That threads do not write what others read or write is what the callers of `part` and `part_mut` promise.
+unsafe impl<E: Send + Sync> Send for Slab<'_, E> {}
 // SAFETY: as above.
 unsafe impl<E: Send + Sync> Sync for Slab<'_, E> {}
 

@@ -246,10 +246,3 @@ fn what_a_query_does_not_see_may_be_anything() {
         }
     }
 }
-
-#[test]
-#[should_panic(expected = "named twice")]
-fn a_page_that_another_row_has_is_not_written() {
-    let row = PagedRow { pages: vec![1], context_len: 3, new_len: 1, query_len: 1 };
-    PagedRow::check(&[row.clone(), row], [2, 2], 2, PAGE);
-}
