@@ -65,7 +65,7 @@ impl PagedRow {
 ///
 /// The query is divided by sqrt D first. Of one page: `m` is the largest score that a query sees, `w = exp(score - m)`, `l` the sum of the weights, and `o` the weighted sum of the
 /// values. Pages are folded from the left, from (-inf, 0, 0): `M = max(m1, m2)`, `a = exp(m1 - M)`, `b = exp(m2 - M)`,
-/// `l = l1 a + l2 b`, `o = o1 a + o2 b`, and in the end `o (1 / l)` (Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018). So rows that share a
+/// `l = l1 a + l2 b`, `o = o1 a + o2 b`, and in the end `o / l` (Milakov and Gimelshein, *Online normalizer calculation for softmax*, 2018). So rows that share a
 /// page can read it together, and none of their sums depends on that.
 ///
 /// # Shapes
@@ -143,7 +143,7 @@ pub fn copy_pages(pages: [Tensor<4>; 2], copies: Arc<[[u32; 2]]>) -> [Tensor<4>;
 ///
 /// # Panics
 ///
-/// If `len` is 0, there are not so many pages, or one is not there.
+/// If `len` is 0, there are not so many pages, one is not there, or pages are not shaped as [`attend_pages`] says.
 pub fn read_pages([keys, values]: [Tensor<4>; 2], pages: Arc<[u32]>, len: usize) -> [Tensor<3>; 2] {
     assert_eq!(keys.dims(), values.dims(), "keys are shaped as values");
     let [count, _, page_len, _] = keys.dims();

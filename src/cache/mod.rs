@@ -81,7 +81,7 @@ impl KvCache {
         self.config.limit.check_on(&self.device, "a key-value cache", rows, asked)
     }
 
-    /// Does `work` for each layer: by several threads where the processor computes, as most of the time goes into asking for
+    /// Does `work` for each layer: by several threads where the processor computes with kernels, as most of the time goes into asking for
     /// memory, which threads do faster.
     fn for_each_layer(&mut self, work: impl Fn(usize, &mut LayerCache) + Sync) {
         let layers = self.layers.iter_mut().enumerate();

@@ -15,7 +15,7 @@ use crate::flex::lanes::LANES;
 ///
 /// # Safety
 ///
-/// Meanwhile nobody else may use this head's part of the pages that are written.
+/// Meanwhile nobody else may use this head's part of the pages that are written, and the two slabs may not overlap.
 pub unsafe fn append_row<E: Element>(
     paged: &Paged<'_, E>,
     slabs: [Slab<'_, E>; 2],
@@ -30,7 +30,7 @@ pub unsafe fn append_row<E: Element>(
         // Up to the end of the lanes that this position is in.
         let count = (LANES - slot % LANES).min(row.seq_len() - position);
         let token = |t: usize| first + position - row.context_len + t;
-        // SAFETY: nobody else uses these parts, as the caller promises, and keys and values are slabs of their own.
+        // SAFETY: nobody else uses these parts, as the caller promises, and the slabs do not overlap.
         let [keys, values] = slabs.map(|slab| unsafe { slab.part_mut(page, head) });
         let (group, _) = keys[slot / LANES * LANES * head_dim..][..LANES * head_dim].as_chunks_mut::<LANES>();
         let of_token = |t: usize| paged.new_keys.position(0, head, token(t), head_dim);

@@ -7,7 +7,7 @@
 //! the largest score, `w = exp(score - m)`, `l` the sum of the weights, sixteen lanes after sixteen lanes and then by halves, and `o` one
 //! chain over the positions from 0 on, `+ 0.0`. Pages are folded from the left, beginning with (-inf, 0, 0): `M = max(m1, m2)`,
 //! `a = exp(m1 - M)`, `b = exp(m2 - M)`, `l = fma(l1, a, l2 b)`, `o = fma(o1, a, o2 b)` (Milakov and Gimelshein, *Online normalizer
-//! calculation for softmax*, 2018, section 3.1). So it is the same whether a page is computed for one query or for many, of one row or of several
+//! calculation for softmax*, 2018, section 3.1). A query is divided by sqrt D first; in the end its sums are multiplied by `1 / l`. So it is the same whether a page is computed for one query or for many, of one row or of several
 //! that share it, and by which thread.
 //!
 //! What a query does not see may be anything: what is made of it is thrown away before it is added to anything, and not multiplied by 0.
@@ -250,8 +250,8 @@ impl<E: Element> Work<'_, E> {
 
     #[allow(unsafe_code)] // pages of a slab that other threads have, too
     fn append(&self, row: usize, head: usize) {
-        // SAFETY: no other row has a page that this one writes, as `PagedRow::check` has seen; each head of each row is written by
-        // one task, and read by that task behind it, or when all of `split` are written.
+        // SAFETY: the slabs are of two slices. No other row has a page that this one writes, as `PagedRow::check` has seen; each head
+        // of each row is written by one task, and read by that task behind it, or when all of `split` are written.
         unsafe { append_row(&self.paged, [self.keys, self.values], row, head, self.firsts[row]) };
     }
 }
