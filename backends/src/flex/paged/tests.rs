@@ -224,20 +224,31 @@ fn sequence(number: u64, common: usize, context_len: usize, new_len: usize) -> S
 fn attention_that_is_worth_threads_has_the_same_bits() {
     check::<f32>(&[sequence(0, 0, 300, 1)], [4, 64]);
     check::<f32>(&[sequence(0, 0, 10, 150)], [3, 64]);
+    // Of halves, a page is widened for more queries than are computed at once.
+    for queries in [6, 7, 150] {
+        check::<f16>(&[sequence(0, 0, 10, queries)], [3, 64]);
+        check::<bf16>(&[sequence(0, 0, 10, queries)], [3, 64]);
+    }
     let rows: Vec<Sequence> = (0..9).map(|row| sequence(row, 4 * PAGE, 4 * PAGE + 3 * row as usize, 1)).collect();
     check::<f32>(&rows, [4, 64]);
 }
 
 #[test]
 fn what_a_query_does_not_see_may_be_anything() {
+    check_unseen::<f32>();
+    check_unseen::<f16>();
+    check_unseen::<bf16>();
+}
+
+fn check_unseen<E: Element>() {
     for bad in [f32::NAN, f32::INFINITY] {
         let one = sequence(0, 0, 5, 40);
-        let (query, [mut keys, mut values]) = inputs::<f32>(&[one], [1, 20]);
-        let (slabs, rows) = set_up::<f32>(&[one], [1, 20], false);
+        let (query, [mut keys, mut values]) = inputs::<E>(&[one], [1, 20]);
+        let (slabs, rows) = set_up::<E>(&[one], [1, 20], false);
         let expected = slabs.clone().attend(Arch::new(), &rows, &query, [&keys, &values]);
         for token in 21..40 {
-            keys[token * 20..][..20].fill(bad);
-            values[token * 20..][..20].fill(bad);
+            keys[token * 20..][..20].fill(bad.elem());
+            values[token * 20..][..20].fill(bad.elem());
         }
         for arch in all() {
             let found = slabs.clone().attend(arch, &rows, &query, [&keys, &values]);
