@@ -62,6 +62,16 @@ impl MemoryLimit {
         self.check(what, if is_elsewhere { host } else { host.saturating_add(on_device) })
     }
 
+    /// Checks that what grows little by little may grow from so many bytes to so many.
+    pub(crate) fn check_growth(self, what: &'static str, from: usize, to: usize) -> Result<()> {
+        match self.bytes {
+            Some(_) => self.check(what, to),
+            None if to <= LITTLE => Ok(()),
+            // What is little each time is not in the end: the system is asked each time.
+            None => self.check(what, to.saturating_sub(from).max(LITTLE + 1)),
+        }
+    }
+
     /// Checks that so many bytes may be asked for `what`; `usize::MAX` stands for more than can be counted.
     pub(crate) fn check(self, what: &'static str, bytes: usize) -> Result<()> {
         let refused = |limit| Err(Error::OutOfMemory { what, bytes, limit });

@@ -35,6 +35,12 @@ pub fn has_kernels(device: &Device) -> bool {
     }
 }
 
+/// Whether there are kernels for keys and values in [pages](crate::attend_pages). Without them burn's operations do it, page after page, and
+/// buffers had better be in one piece.
+pub fn has_page_kernels(device: &Device) -> bool {
+    has_kernels(device) && !is_asynchronous(device)
+}
+
 /// Whether what a device computes is waited for where its results are read, and not before.
 pub fn is_asynchronous(device: &Device) -> bool {
     match device.as_dispatch() {

@@ -40,14 +40,15 @@ use burn::tensor::{DType, Device};
 
 pub use cached::{append, attend};
 pub use capabilities::{
-    allow_fast_f32, has_kernels, is_asynchronous, is_fast_f32_allowed, kernels_launched, largest_buffer, max_rows,
+    allow_fast_f32, has_kernels, has_page_kernels, is_asynchronous, is_fast_f32_allowed, kernels_launched,
+    largest_buffer, max_rows,
 };
 pub use captured::CapturedStep;
 pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use metadata::{AttentionMetadata, PackedRow, RowGroup};
 pub use ops::{Gelu, Gpt2Ops};
-pub use paged::{PagedRow, append_pages, attend_pages, copy_pages, read_pages};
+pub use paged::{PagedRow, append_pages, attend_pages, copy_pages, new_pages, read_pages};
 pub use rows::{DecodeState, advance, argmax, layer_norm};
 pub use threads::Threads;
 

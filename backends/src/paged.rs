@@ -4,9 +4,12 @@
 use std::sync::Arc;
 
 use burn::backend::Dispatch;
-use burn::tensor::Tensor;
+use burn::tensor::{DType, Device, Element, Tensor, TensorData, bf16, f16};
+use bytemuck::Zeroable;
 
+use crate::capabilities::is_asynchronous;
 use crate::ops::Gpt2Ops;
+use crate::pages::zeroed;
 
 /// Consecutive new tokens of one sequence whose keys and values lie in pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -57,6 +60,22 @@ impl PagedRow {
             let is_alone = row.written(page_len).iter().all(|page| seen[*page as usize] == 1);
             assert!(is_alone, "{row:?} writes to a page that is named twice");
         }
+    }
+}
+
+/// Pages, `[P, H, L, D]`, of zeros. On CPUs, the system gives them memory when they are written to, and not before.
+pub fn new_pages(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
+    fn zeros<E: Element + Zeroable>(shape: [usize; 4]) -> TensorData {
+        TensorData::new(zeroed::<E>(shape.iter().product()), shape)
+    }
+    let options = (device, dtype);
+    // burn's own zeros are a copy of some, and so they are written.
+    match dtype {
+        _ if is_asynchronous(device) => Tensor::zeros(shape, options),
+        DType::F32 => Tensor::from_data(zeros::<f32>(shape), options),
+        DType::F16 => Tensor::from_data(zeros::<f16>(shape), options),
+        DType::BF16 => Tensor::from_data(zeros::<bf16>(shape), options),
+        _ => Tensor::zeros(shape, options),
     }
 }
 

@@ -125,6 +125,16 @@ impl PagePool {
         self.pages.len() - 1 - self.free.len()
     }
 
+    /// Pages that were in use at once: so many have to be there, and the first one, which is nobody's.
+    pub fn most_used(&self) -> usize {
+        self.pages.len() - 1
+    }
+
+    /// Pages that several refer to.
+    pub fn shared(&self) -> usize {
+        self.pages.iter().skip(1).filter(|page| page.refs > 1).count()
+    }
+
     /// Pages that can still be taken.
     pub fn available(&self) -> usize {
         self.max_pages - self.used()
@@ -169,15 +179,15 @@ impl PagePool {
         Ok(copies)
     }
 
-    /// Pages that a step needs beside those that hold its rows' tokens.
-    fn needed(&self, rows: &[(&mut PageRow, usize)]) -> usize {
+    /// Pages that a step of so many new tokens of each of these rows needs beside those that hold the rows' tokens.
+    pub fn needed(&self, rows: &[(&mut PageRow, usize)]) -> usize {
         let mut refs = std::collections::HashMap::new();
         let mut taken = std::collections::HashSet::new();
         let mut needed = 0_usize;
         for (row, new) in rows.iter().filter(|(_, new)| *new > 0) {
             let held = row.len.div_ceil(self.page_len);
             needed = needed.saturating_add(row.len.saturating_add(*new).div_ceil(self.page_len) - held);
-            if row.len.is_multiple_of(self.page_len) {
+            if row.len.is_multiple_of(self.page_len) || row.may_append {
                 continue;
             }
             let tail = row.pages[held - 1];
@@ -185,7 +195,7 @@ impl PagePool {
             let refs = refs.entry(tail).or_insert(page.refs);
             let is_taken = page.is_appended_to || taken.contains(&tail);
             let is_at_fill = page.fill == row.len % self.page_len;
-            if row.may_append || *refs == 1 || is_at_fill && !is_taken {
+            if *refs == 1 || is_at_fill && !is_taken {
                 taken.insert(tail);
             } else {
                 *refs -= 1;
@@ -217,8 +227,9 @@ impl PagePool {
         Some(PageCopy { from, to, tokens })
     }
 
-    /// Says that the first `tokens` of the tokens that were reserved for a row count; pages without one go back.
-    pub fn commit(&mut self, row: &mut PageRow, tokens: usize) {
+    /// Says that the next `tokens` of the tokens that were reserved for a row count. Those behind them may follow in the same step: their
+    /// pages go back with [`commit`](Self::commit), or when the next step is reserved.
+    pub fn advance(&mut self, row: &mut PageRow, tokens: usize) {
         if !row.may_append {
             return;
         }
@@ -230,6 +241,15 @@ impl PagePool {
             page.is_appended_to = page.fill < self.page_len;
         }
         row.len = after;
+        match row.pages.get(after / self.page_len) {
+            Some(page) => self.pages[page.index()].is_appended_to = true,
+            None => row.may_append = false,
+        }
+    }
+
+    /// Says that the first `tokens` of the tokens that were reserved for a row count, and no others: pages without one go back.
+    pub fn commit(&mut self, row: &mut PageRow, tokens: usize) {
+        self.advance(row, tokens);
         self.shrink(row);
     }
 
@@ -361,7 +381,6 @@ impl PagePool {
 
 impl fmt::Display for PagePool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let shared = self.pages.iter().skip(1).filter(|page| page.refs > 1).count();
-        write!(f, "{} pages, {shared} of them shared", self.used())
+        write!(f, "{} pages, {} of them shared", self.used(), self.shared())
     }
 }

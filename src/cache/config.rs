@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Device};
 
-use super::{CacheStorage, KvCache, KvSegment, LayerCache};
+use super::{Buffers, CacheStorage, Held, KvCache, KvSegment, Pages};
+use crate::backends::has_page_kernels;
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
 
 /// Rows, capacity, storage and element type of a [`KvCache`], and what it may take.
@@ -32,10 +33,15 @@ pub struct KvCacheConfig {
 }
 
 impl KvCacheConfig {
-    /// Preallocated, in f32, within what [the system](MemoryLimit::system) gives.
+    /// In pages and f32, within what [the system](MemoryLimit::system) gives.
     pub fn new(rows: usize, capacity: usize) -> Self {
         let (storage, dtype) = (CacheStorage::default(), DType::F32);
         Self { rows, capacity, storage, dtype, limit: MemoryLimit::system() }
+    }
+
+    /// For a cache that is dropped after its first forward: its memory is asked for once it is known how much that takes.
+    pub(crate) fn for_one_forward(rows: usize, capacity: usize) -> Self {
+        Self::new(rows, capacity).with_storage(CacheStorage::Growing)
     }
 
     /// The same, held in another way.
@@ -55,8 +61,8 @@ impl KvCacheConfig {
 
     /// An empty cache for models of this shape.
     ///
-    /// A preallocated cache takes 2 x layers x rows x capacity x width x element size bytes at once; a growing one takes nothing
-    /// yet, and the capacity only bounds it.
+    /// A preallocated cache takes 2 x layers x rows x capacity x width x element size bytes at once, with the capacity rounded up to
+    /// whole [pages](CacheStorage::Paged) where there are some. Others take nothing yet, and the capacity only bounds their rows.
     ///
     /// # Errors
     ///
@@ -64,18 +70,16 @@ impl KvCacheConfig {
     /// which a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`] if the buffers take more than
     /// the limit; [`Error::Device`] for an unsupported element type.
     pub fn init(&self, model: &Gpt2Config, device: &Device) -> Result<KvCache> {
-        let (rows, heads, head_dim) = (self.rows, model.n_head, model.head_dim());
+        let mut cache = self.without_rows(model, device)?;
         let positions = if self.storage == CacheStorage::Growing { 0 } else { self.capacity };
-        let mut cache = self.without_buffers(model, device)?;
-        cache.check_buffers(rows, positions)?;
-        cache.layers.resize_with(model.n_layer, LayerCache::default);
-        if self.storage == CacheStorage::Preallocated {
-            cache.for_each_layer(|_, layer| {
-                *layer = LayerCache::preallocated([rows, heads, self.capacity, head_dim], self.dtype, device);
-            });
+        cache.check_buffers(self.rows, positions)?;
+        cache.begin(self.rows);
+        let shape = [self.rows, model.n_head, self.capacity, model.head_dim()];
+        match &mut cache.held {
+            Held::Buffers(buffers) if !buffers.is_growing() => buffers.preallocate(shape),
+            Held::Buffers(_) => {}
+            Held::Pages(_) => cache.preallocate(),
         }
-        cache.lens = vec![0; rows];
-        cache.slots = (0..rows).collect();
         Ok(cache)
     }
 
@@ -90,15 +94,20 @@ impl KvCacheConfig {
         device: &Device,
         segments: &[Vec<(KvSegment, usize)>],
     ) -> Result<KvCache> {
-        // A growing cache has no buffers yet.
-        let mut cache = self.with_storage(CacheStorage::Growing).init(model, device)?;
-        cache.config.storage = self.storage;
+        let mut cache = self.without_rows(model, device)?;
+        cache.check_buffers(self.rows, 0)?;
+        // Buffers are made with the segments in them.
+        cache.begin(self.rows);
+        if let Held::Pages(_) = cache.held {
+            cache.check_buffers(self.rows, self.capacity)?;
+            cache.preallocate();
+        }
         cache.append_segments(segments)?;
         Ok(cache)
     }
 
     /// A cache without rows yet: the lengths of so many may not fit either.
-    fn without_buffers(&self, model: &Gpt2Config, device: &Device) -> Result<KvCache> {
+    fn without_rows(&self, model: &Gpt2Config, device: &Device) -> Result<KvCache> {
         model.validate()?;
         gpt2_burn_backends::check_dtype(device, self.dtype)?;
         if self.rows == 0 {
@@ -108,14 +117,35 @@ impl KvCacheConfig {
             let expected = format!("1 to {} (n_positions)", model.n_positions);
             return Err(Error::mismatch("capacity of the cache", expected, self.capacity));
         }
+        let shape = [model.n_layer, model.n_head, model.head_dim(), model.n_positions];
         Ok(KvCache {
             config: *self,
-            layers: Vec::new(),
             lens: Vec::new(),
-            slots: Vec::new(),
-            free: Vec::new(),
-            shape: [model.n_layer, model.n_head, model.head_dim(), model.n_positions],
+            held: match has_page_kernels(device) {
+                true => Held::Pages(Pages::new(self.storage, shape, self.dtype, device)),
+                false => Held::Buffers(Buffers::new(model.n_layer, self.storage, self.dtype, device)),
+            },
+            shape,
             device: device.clone(),
         })
+    }
+}
+
+impl KvCache {
+    /// Makes the first rows, without memory for what they hold.
+    fn begin(&mut self, rows: usize) {
+        self.lens = vec![0; rows];
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.begin(rows),
+            Held::Pages(pages) => pages.push(rows),
+        }
+    }
+
+    /// Makes the pages of all rows up to their capacity, if they are to be there from the start.
+    pub(super) fn preallocate(&mut self) {
+        let (rows, capacity) = (self.batch(), self.config.capacity);
+        if let (CacheStorage::Preallocated, Held::Pages(pages)) = (self.config.storage, &mut self.held) {
+            pages.preallocate(pages.needed(rows, capacity));
+        }
     }
 }

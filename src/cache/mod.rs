@@ -1,51 +1,68 @@
 //! [`KvCache`]: keys and values of the tokens that a model has seen.
 
+mod buffers;
 mod config;
 mod layer;
+mod paged;
 mod rows;
 mod segment;
+mod slabs;
 mod states;
+
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use crate::backends::{AttentionMetadata, has_kernels, is_asynchronous};
+use crate::backends::{AttentionMetadata, PagedRow};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
-use crate::{Error, Gpt2Config, MemoryLimit, Result, Threads};
+use crate::{Error, Gpt2Config, MemoryLimit, Result};
+use buffers::Buffers;
 pub use config::KvCacheConfig;
-use layer::LayerCache;
+pub(crate) use paged::page_len;
+use paged::{Growth, Pages};
 pub(crate) use rows::retain;
 pub use segment::KvSegment;
 pub(crate) use states::{States, rectangle};
 
 /// How a cache holds its keys and values.
+///
+/// On CPUs with kernels all of them are over pages of up to 64 positions, and the same numbers come out of all. Other devices have
+/// a buffer of all rows in each layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum CacheStorage {
-    /// Buffers of a fixed capacity, written in place: nothing is allocated or moved while decoding.
+    /// Pages that are taken as tokens come, and shared by rows that begin alike: nothing is copied when rows fork, are reordered, leave
+    /// or are cut, but the last page of a row before its next token, if others see it. On devices without kernels for pages, as
+    /// [`Preallocated`](Self::Preallocated).
     #[default]
+    Paged,
+    /// Memory for all rows up to their capacity from the start, written in place: nothing is allocated or moved while decoding.
     Preallocated,
-    /// Tensors that are concatenated with the new ones at each step, as in textbook code: each step copies all.
+    /// Each step copies all, as in textbook code that concatenates tensors.
     Growing,
 }
 
 /// Keys and values of each layer, for rows (sequences) of unequal length.
 ///
-/// Row `b` holds positions `0..len(b)`. What a buffer holds past a row's length means nothing and is never seen.
+/// Row `b` holds positions `0..len(b)`. What its memory holds past a row's length means nothing and is never seen.
 /// There is no `Clone`, which would hide a copy of everything: [`fork`](Self::fork) and [`gather`](Self::gather) copy
-/// rows when that is wanted. [`remove`](Self::remove) copies none: the row's slot in the buffers stays empty.
+/// rows when that is wanted, and pages only note whose they are. [`remove`](Self::remove) copies nothing.
 #[derive(Debug)]
 pub struct KvCache {
-    layers: Vec<LayerCache>,
     lens: Vec<usize>,
-    /// Which of the buffers' rows each row is. In a growing cache, row b is the buffers' row b.
-    slots: Vec<usize>,
-    /// The buffers' rows that are none's, the first of them last.
-    free: Vec<usize>,
+    held: Held,
     config: KvCacheConfig,
     /// Layers, heads, width of a head and positions of the model that this cache is for.
     shape: [usize; 4],
     device: Device,
+}
+
+/// Where keys and values are.
+#[derive(Debug)]
+enum Held {
+    Buffers(Buffers),
+    Pages(Pages),
 }
 
 /// Bytes that a cache takes.
@@ -54,7 +71,8 @@ pub struct KvCache {
 pub struct CacheBytes {
     /// Bytes of the tokens that the rows hold: 2 x layers x width x element size for each.
     pub live: usize,
-    /// Bytes of the buffers, the spare capacity included.
+    /// Bytes of the buffers, the spare capacity included; or of whole pages: of those that were in use at once, or of all that were
+    /// preallocated.
     pub reserved: usize,
 }
 
@@ -62,48 +80,64 @@ impl KvCache {
     /// Positions by which the buffers grow on request: growing a token at a time would copy everything each time.
     pub const BLOCK: usize = 64;
 
-    /// Checks that there may be buffers for `batch` rows of `positions`, instead of those that there are: every place that makes
-    /// or lengthens some asks here first.
+    /// Checks that there may be memory for `batch` rows of `positions`, instead of what there is: every place that makes or lengthens
+    /// buffers asks here first. Pages that are not preallocated are checked when they are [taken](Self::prepare).
     fn check_buffers(&self, batch: usize, positions: usize) -> Result<()> {
         let [layers, heads, head_dim, _] = self.shape;
-        let buffer = product([batch, heads, positions, head_dim, self.config.dtype.size()]);
-        let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
-        check_buffer(what, buffer, &self.device)?;
-        let layer = buffer.saturating_mul(2);
         let held = self.bytes().reserved;
+        let all = match (&self.held, self.config.storage) {
+            (Held::Pages(pages), CacheStorage::Preallocated) => pages.page_bytes(pages.needed(batch, positions)),
+            (Held::Pages(_), _) => 0,
+            (Held::Buffers(_), _) => {
+                let buffer = product([batch, heads, positions, head_dim, self.config.dtype.size()]);
+                let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
+                check_buffer(what, buffer, &self.device)?;
+                product([layers, buffer.saturating_mul(2)])
+            }
+        };
         // Layer after layer, the old buffers go when the new ones are there.
-        let copied = if held > 0 { layer } else { 0 };
-        let all = product([layers, layer]).saturating_add(copied);
+        let copied = if held > 0 { all / layers.max(1) } else { 0 };
+        let all = all.saturating_add(copied);
         // The system has given what is held.
         let asked = if self.config.limit.is_system() { all.saturating_sub(held) } else { all };
         // What is kept of a row besides.
-        let rows = product([batch, 4 * size_of::<usize>()]);
-        self.config.limit.check_on(&self.device, "a key-value cache", rows, asked)
+        let rows = product([batch, 6 * size_of::<usize>()]);
+        self.config.limit.check_on(&self.device, WHAT, rows, asked)
     }
 
-    /// Does `work` for each layer: by several threads where the processor computes with kernels, as most of the time goes into asking for
-    /// memory, which threads do faster.
-    fn for_each_layer(&mut self, work: impl Fn(usize, &mut LayerCache) + Sync) {
-        let layers = self.layers.iter_mut().enumerate();
-        match has_kernels(&self.device) && !is_asynchronous(&self.device) {
-            true => Threads::for_each(layers.collect(), |(index, layer)| work(index, layer)),
-            false => layers.for_each(|(index, layer)| work(index, layer)),
+    /// Takes the memory that so many new tokens of each row need, if they are in pages. All of it is taken, or none.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`]. The cache is then as it was.
+    pub(crate) fn prepare(&mut self, new: &[usize]) -> Result<()> {
+        let limit = self.config.limit;
+        let check = |Growth { from, to }| {
+            limit.check_growth(WHAT, from, to)?;
+            let system = MemoryLimit::system().get().unwrap_or(0);
+            Ok(limit.get().map_or(system, |bytes| bytes.min(system)))
+        };
+        let rows = self.batch().max(self.config.rows);
+        match &mut self.held {
+            Held::Buffers(_) => Ok(()),
+            Held::Pages(pages) => pages.reserve(new, pages.needed(rows, self.config.capacity), check),
         }
     }
 
-    /// Positions for which the buffers have room.
-    fn positions(&self) -> usize {
-        self.layers.iter().map(LayerCache::positions).max().unwrap_or(0)
+    /// Which row of the buffers a row is.
+    pub(crate) fn slot(&self, row: usize) -> usize {
+        match &self.held {
+            Held::Buffers(buffers) => buffers.slot(row),
+            Held::Pages(_) => row,
+        }
     }
 
-    /// Rows of the buffers, those of rows that were removed included.
-    fn buffer_rows(&self) -> usize {
-        self.layers.first().and_then(LayerCache::rows).unwrap_or(self.lens.len())
-    }
-
-    /// Which of the buffers' rows each row is.
-    pub(crate) fn slots(&self) -> &[usize] {
-        &self.slots
+    /// The pages of rows, and how many new tokens each has, if they are in pages.
+    pub(crate) fn paged_rows(&self, rows: impl Iterator<Item = (usize, usize)>) -> Option<Arc<[PagedRow]>> {
+        match &self.held {
+            Held::Buffers(_) => None,
+            Held::Pages(pages) => Some(rows.map(|(row, new)| pages.row(row, new, new)).collect()),
+        }
     }
 
     /// How keys and values are held.
@@ -147,7 +181,10 @@ impl KvCache {
         let tokens: usize = self.lens.iter().sum();
         CacheBytes {
             live: 2 * layers * heads * head_dim * self.config.dtype.size() * tokens,
-            reserved: self.layers.iter().map(LayerCache::bytes).sum(),
+            reserved: match &self.held {
+                Held::Buffers(buffers) => buffers.bytes(),
+                Held::Pages(pages) => pages.bytes(),
+            },
         }
     }
 
@@ -166,16 +203,22 @@ impl KvCache {
             return Err(Error::mismatch("length to truncate a row to", format!("at most {held}"), len));
         }
         *held = len;
+        if let Held::Pages(pages) = &mut self.held {
+            pages.truncate(row, len);
+        }
         Ok(())
     }
 
-    /// Empties every row and keeps the buffers.
+    /// Empties every row and keeps the memory.
     pub fn clear(&mut self) {
         self.lens.fill(0);
+        if let Held::Pages(pages) = &mut self.held {
+            (0..self.lens.len()).for_each(|row| pages.truncate(row, 0));
+        }
     }
 
     /// Makes room for rows of `capacity` tokens: whole blocks of [`BLOCK`](Self::BLOCK) positions are added, up to the
-    /// model's context. Preallocated buffers are copied once; a growing cache only learns that it may.
+    /// model's context. Preallocated memory is copied once; other caches only learn that they may.
     ///
     /// # Errors
     ///
@@ -192,12 +235,19 @@ impl KvCache {
         }
         let blocks = (capacity - self.config.capacity).div_ceil(Self::BLOCK);
         let capacity = (self.config.capacity + blocks * Self::BLOCK).min(n_positions);
-        if self.config.storage == CacheStorage::Preallocated {
-            self.check_buffers(self.buffer_rows(), capacity)?;
-            let filled = self.max_len();
-            self.layers.iter_mut().for_each(|layer| layer.extend(filled, capacity));
+        let filled = self.max_len();
+        let rows = match &self.held {
+            Held::Buffers(buffers) if buffers.is_growing() => 0,
+            Held::Buffers(buffers) => buffers.rows(),
+            Held::Pages(_) => self.batch(),
+        };
+        self.check_buffers(rows, capacity)?;
+        match &mut self.held {
+            Held::Buffers(buffers) if !buffers.is_growing() => buffers.extend(filled, capacity),
+            _ => {}
         }
         self.config.capacity = capacity;
+        self.preallocate();
         Ok(())
     }
 
@@ -227,12 +277,12 @@ impl KvCache {
                 return Err(Error::CacheFull { row, tokens, capacity: self.config.capacity });
             }
         }
-        match self.config.storage {
-            CacheStorage::Preallocated => Ok(()),
-            CacheStorage::Growing => {
+        match &self.held {
+            Held::Buffers(buffers) if buffers.is_growing() => {
                 let tokens = self.lens.iter().zip(query_lens).map(|(held, new)| held + new);
                 self.check_buffers(self.batch(), tokens.max().unwrap_or(0))
             }
+            _ => Ok(()),
         }
     }
 
@@ -244,11 +294,38 @@ impl KvCache {
     /// Writes the new keys and values, `[N, H, D]`, of one layer behind what each row holds, and returns the layer's buffers in
     /// the cache's element type, `[S, H, L, D]`: L is at least what the longest row with new tokens has then. The lengths change
     /// only with [`advance`](Self::advance).
+    ///
+    /// # Panics
+    ///
+    /// If it is in pages.
     pub(crate) fn append(&mut self, layer: usize, new: [Tensor<3>; 2], metadata: &AttentionMetadata) -> States {
-        let layer = &mut self.layers[layer];
-        match self.config.storage {
-            CacheStorage::Preallocated => layer.write(new, metadata),
-            CacheStorage::Growing => layer.grow(new, self.config.dtype, &self.lens, metadata),
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.append(layer, new, &self.lens, metadata),
+            Held::Pages(_) => unreachable!("pages are attended to where they are"),
+        }
+    }
+
+    /// Writes the new keys and values, `[N, H, D]`, of one layer to the pages of its rows, which are [there](Self::prepare), and
+    /// attends over all that they hold with `query`, `[M, H, D]`, if there is one: `[M, H D]`. The lengths change only with
+    /// [`advance`](Self::advance).
+    ///
+    /// # Panics
+    ///
+    /// If it is not in pages, or these are not its rows.
+    pub(crate) fn attend(
+        &mut self,
+        layer: usize,
+        query: Option<Tensor<3>>,
+        new: [Tensor<3>; 2],
+        rows: Arc<[PagedRow]>,
+    ) -> Option<Tensor<2>> {
+        let Held::Pages(pages) = &mut self.held else { unreachable!("buffers have no pages") };
+        match query {
+            Some(query) => Some(pages.slabs().attend(layer, query, new, rows)),
+            None => {
+                pages.slabs().append(layer, new, rows);
+                None
+            }
         }
     }
 
@@ -256,17 +333,29 @@ impl KvCache {
     pub(crate) fn advance(&mut self, new: impl IntoIterator<Item = (usize, usize)>) {
         for (row, tokens) in new {
             self.lens[row] += tokens;
+            if let Held::Pages(pages) = &mut self.held {
+                pages.advance(row, tokens);
+            }
         }
     }
 
     /// The buffers `(keys, values)` of all layers that have some.
     pub(crate) fn all_buffers(&self) -> Vec<(Tensor<4>, Tensor<4>)> {
-        self.layers.iter().filter_map(LayerCache::buffers).collect()
+        match &self.held {
+            Held::Buffers(buffers) => buffers.all(),
+            Held::Pages(_) => Vec::new(),
+        }
     }
 
-    /// The buffers `(keys, values)` of a layer, for tests that look at where they lie.
+    /// The buffers or slabs `(keys, values)` of a layer, for tests that look at where they lie.
     #[doc(hidden)]
     pub fn buffers(&self, layer: usize) -> Option<(Tensor<4>, Tensor<4>)> {
-        self.layers.get(layer)?.buffers()
+        match &self.held {
+            Held::Buffers(buffers) => buffers.of_layer(layer),
+            Held::Pages(pages) => pages.of_layer(layer),
+        }
     }
 }
+
+/// What is checked against the limit.
+const WHAT: &str = "a key-value cache";

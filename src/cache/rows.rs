@@ -1,33 +1,38 @@
 //! How rows of a [`KvCache`] come, go and are copied.
 
-use burn::tensor::{Int, Tensor};
+use std::ops::Range;
 
-use super::layer::LayerCache;
-use super::{CacheStorage, KvCache, States};
+use super::{Held, KvCache, States};
 use crate::device::is_same_device;
 use crate::{Error, Result};
 
 impl KvCache {
-    /// Adds an empty row behind the last one: in the slot of one that was [removed](Self::remove), if there is one. Otherwise the
-    /// buffers are copied to longer ones.
+    /// Adds an empty row behind the last one. Preallocated buffers are copied to longer ones if no row was [removed](Self::remove) whose
+    /// place it can take.
     ///
     /// # Errors
     ///
     /// [`Error::Mismatch`] if a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`]. The cache is then
     /// as it was.
     pub fn push(&mut self) -> Result<()> {
-        let slot = self.free.last().copied().unwrap_or_else(|| self.buffer_rows().max(self.batch()));
-        if self.layers.first().is_some_and(|layer| layer.rows().is_some_and(|rows| rows <= slot)) {
-            self.check_buffers(slot + 1, self.positions())?;
-            self.layers.iter_mut().for_each(|layer| layer.add_rows(1));
+        if let Held::Buffers(buffers) = &self.held {
+            let rows = buffers.rows_with_another();
+            if rows > buffers.rows() {
+                self.check_buffers(rows, buffers.positions())?;
+            }
+        } else {
+            self.check_buffers(self.batch() + 1, self.config.capacity)?;
         }
-        self.free.pop();
-        self.slots.push(slot);
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.push(),
+            Held::Pages(pages) => pages.push(1),
+        }
         self.lens.push(0);
+        self.preallocate();
         Ok(())
     }
 
-    /// Makes each of the rows `to` hold the first `len` tokens of row `from`; nothing else is copied.
+    /// Makes each of the rows `to` hold the first `len` tokens of row `from`; nothing else is copied, nor is that of pages.
     ///
     /// # Errors
     ///
@@ -43,9 +48,9 @@ impl KvCache {
         if len > self.lens[from] {
             return Err(Error::mismatch("tokens to copy of a row", format!("at most {}", self.lens[from]), len));
         }
-        if len > 0 && !to.is_empty() {
-            let (from, slots) = (self.slots[from], to.iter().map(|&row| self.slots[row]).collect::<Vec<usize>>());
-            self.for_each_layer(|_, layer| layer.copy_within(from, &slots, len));
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.copy_prefix(from, to, len),
+            Held::Pages(pages) => pages.copy_prefix(from, to, len),
         }
         to.iter().for_each(|&row| self.lens[row] = len);
         Ok(())
@@ -53,8 +58,11 @@ impl KvCache {
 
     /// Forgets what row `row` holds, numbers that are none included: attention may multiply by zero what it does not see.
     pub(crate) fn wipe(&mut self, row: usize) {
-        if let Some(&slot) = self.slots.get(row) {
-            self.layers.iter_mut().for_each(|layer| layer.wipe(slot));
+        if row < self.batch() {
+            match &mut self.held {
+                Held::Buffers(buffers) => buffers.wipe(row),
+                Held::Pages(pages) => pages.truncate(row, 0),
+            }
             self.lens[row] = 0;
         }
     }
@@ -69,7 +77,7 @@ impl KvCache {
         if row >= self.batch() {
             return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
         }
-        self.check_buffers(self.batch().saturating_add(times), self.positions())?;
+        self.check_gathered(self.batch().saturating_add(times))?;
         let rows: Vec<usize> = (0..self.batch()).chain(std::iter::repeat_n(row, times)).collect();
         self.gather(&rows)
     }
@@ -99,14 +107,14 @@ impl KvCache {
             self.remove_all();
             return Ok(());
         }
-        let rows = 0..self.batch();
-        if self.config.storage == CacheStorage::Growing {
-            return self.gather(&rows.filter(|&row| is_kept[row]).collect::<Vec<_>>());
+        match &mut self.held {
+            Held::Buffers(buffers) if buffers.is_growing() => {
+                return self.gather(&(0..self.batch()).filter(|&row| is_kept[row]).collect::<Vec<_>>());
+            }
+            Held::Buffers(buffers) => buffers.retain(is_kept),
+            Held::Pages(pages) => pages.retain(is_kept),
         }
-        self.free.extend(rows.filter(|&row| !is_kept[row]).map(|row| self.slots[row]));
-        self.free.sort_unstable_by(|one, other| other.cmp(one));
         retain(&mut self.lens, is_kept);
-        retain(&mut self.slots, is_kept);
         Ok(())
     }
 
@@ -123,29 +131,50 @@ impl KvCache {
         if let Some(&row) = rows.iter().find(|row| **row >= self.batch()) {
             return Err(Error::mismatch("row of the cache", format!("less than {}", self.batch()), row));
         }
-        if rows.iter().copied().eq(0..self.batch()) && self.buffer_rows() == self.batch() {
+        let is_same = rows.iter().copied().eq(0..self.batch());
+        if is_same && self.buffer_rows() == self.batch() {
             return Ok(());
         }
-        self.check_buffers(rows.len(), self.positions())?;
-        let indices: Vec<i32> = rows.iter().map(|&row| self.slots[row] as i32).collect();
-        let indices = Tensor::<1, Int>::from_data(indices.as_slice(), &self.device);
-        for layer in &mut self.layers {
-            layer.select(&indices);
+        self.check_gathered(rows.len())?;
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.gather(rows),
+            Held::Pages(pages) => pages.gather(rows),
         }
         self.lens = rows.iter().map(|&row| self.lens[row]).collect();
-        self.slots = (0..rows.len()).collect();
-        self.free.clear();
+        self.preallocate();
         Ok(())
     }
 
-    /// Takes all rows out, so that their slots are there for others.
+    /// Rows for which there is memory, those that were removed included.
+    fn buffer_rows(&self) -> usize {
+        match &self.held {
+            Held::Buffers(buffers) => buffers.rows(),
+            Held::Pages(_) => self.batch(),
+        }
+    }
+
+    /// Checks that there may be so many rows, of which each may be one of those that there are.
+    fn check_gathered(&self, rows: usize) -> Result<()> {
+        match &self.held {
+            Held::Buffers(buffers) => self.check_buffers(rows, buffers.positions()),
+            Held::Pages(_) => self.check_buffers(rows, self.config.capacity),
+        }
+    }
+
+    /// Takes all rows out, so that their memory is there for others.
     pub(crate) fn remove_all(&mut self) {
-        self.free = (0..self.buffer_rows()).rev().collect();
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.remove_all(),
+            Held::Pages(pages) => pages.retain(&vec![false; self.lens.len()]),
+        }
         self.lens.clear();
-        self.slots.clear();
-        if self.config.storage == CacheStorage::Growing {
-            self.layers.fill_with(LayerCache::default);
-            self.free.clear();
+    }
+
+    /// Some positions of a row in each layer that holds something, `[1, H, n, D]`.
+    pub(super) fn read(&self, row: usize, positions: Range<usize>) -> Vec<States> {
+        match &self.held {
+            Held::Buffers(buffers) => buffers.read(row, positions),
+            Held::Pages(pages) => pages.read(row, positions),
         }
     }
 
@@ -170,22 +199,24 @@ impl KvCache {
         if len > self.config.capacity {
             return Err(Error::CacheFull { row, tokens: len, capacity: self.config.capacity });
         }
-        if self.config.storage == CacheStorage::Growing && len > self.max_len() {
-            self.check_buffers(self.batch(), len)?;
+        match &self.held {
+            Held::Buffers(buffers) if buffers.is_growing() && len > self.max_len() => {
+                self.check_buffers(self.batch(), len)?;
+            }
+            _ => {}
         }
-        let [_, heads, head_dim, _] = self.shape;
-        // Made only where a growing cache holds nothing yet.
-        let shape = [self.batch(), heads, len, head_dim];
         let filled = self.max_len();
-        let other_slot = other.slots[from];
-        for (layer, other) in self.layers.iter_mut().zip(&other.layers) {
-            if let Some((keys, values)) = other.buffers().filter(|_| len > 0) {
-                let part = |buffer: Tensor<4>| buffer.narrow(0, other_slot, 1).narrow(2, 0, len);
-                let new = States { keys: part(keys), values: part(values) };
-                layer.write_row(self.slots[row], new.rounded(self.config.dtype), shape, filled);
+        self.truncate(row, 0)?;
+        let new: Vec<usize> = (0..self.batch()).map(|other| if other == row { len } else { 0 }).collect();
+        self.prepare(&new)?;
+        if len > 0 {
+            let (states, dtype) = (other.read(from, 0..len), self.config.dtype);
+            match &mut self.held {
+                Held::Buffers(buffers) => buffers.write_row(row, states, filled),
+                Held::Pages(pages) => pages.write(row, states, dtype),
             }
         }
-        self.lens[row] = len;
+        self.advance([(row, len)]);
         Ok(())
     }
 }

@@ -1,13 +1,12 @@
 //! [`KvSegment`]: keys and values of some tokens, apart from any cache.
 
-use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::layer::{LayerCache, own};
-use super::{CacheStorage, KvCache, States};
+use super::layer::own;
+use super::{Held, KvCache, States};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Result};
@@ -59,9 +58,19 @@ impl KvSegment {
     }
 
     /// The first tokens' keys and values in one layer, `[1, H, tokens, D]`, copied.
-    fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> States {
+    pub(super) fn layer(&self, layer: usize, tokens: usize, dtype: DType) -> States {
         let part = |all: &Tensor<4>| own(all.clone().narrow(0, layer, 1).narrow(2, 0, tokens));
         States { keys: part(self.keys()), values: part(self.values()) }.rounded(dtype)
+    }
+
+    /// How many layers.
+    pub(super) fn layers(&self) -> usize {
+        self.keys().dims()[0]
+    }
+
+    /// The same for all clones of it, and for no other.
+    pub(super) fn states(&self) -> &Arc<States> {
+        &self.states
     }
 
     /// `[layers, heads, width of a head]`, and where it is.
@@ -89,9 +98,8 @@ impl KvCache {
         let [layers, heads, head_dim, _] = self.shape;
         let bytes = product([layers, heads, positions.len(), head_dim, self.config.dtype.size()]);
         check_buffer("bytes of a segment's keys", bytes, &self.device)?;
-        let part = |all: Tensor<4>| all.narrow(0, self.slots[row], 1).narrow(2, positions.start, positions.len());
-        let buffers = self.layers.iter().filter_map(LayerCache::buffers);
-        let (keys, values): (Vec<_>, Vec<_>) = buffers.map(|(keys, values)| (part(keys), part(values))).unzip();
+        let layers = self.read(row, positions).into_iter();
+        let (keys, values): (Vec<_>, Vec<_>) = layers.map(|states| (states.keys, states.values)).unzip();
         Ok(KvSegment::new(stack(&keys), stack(&values)))
     }
 
@@ -106,33 +114,26 @@ impl KvCache {
     pub fn append_segments(&mut self, rows: &[Vec<(KvSegment, usize)>]) -> Result<()> {
         let lens = self.check_segments(rows)?;
         let [_, heads, head_dim, _] = self.shape;
-        // What the buffers must hold.
-        let positions = match self.config.storage {
-            CacheStorage::Preallocated => self.config.capacity,
-            CacheStorage::Growing => lens.iter().copied().max().unwrap_or(0),
+        // What buffers must hold.
+        let positions = match &self.held {
+            Held::Buffers(buffers) if buffers.is_growing() => lens.iter().copied().max().unwrap_or(0),
+            _ => self.config.capacity,
         };
-        if self.layers.iter().any(|layer| layer.positions() < positions) {
-            self.check_buffers(self.buffer_rows(), positions)?;
+        match &self.held {
+            Held::Buffers(buffers) if !buffers.have_room(positions) => self.check_buffers(buffers.rows(), positions)?,
+            _ => {}
         }
-        let shape = [self.batch(), heads, positions, head_dim];
-        let slots_and_lens: Vec<(usize, usize)> = self.slots.iter().copied().zip(self.lens.iter().copied()).collect();
-        let (dtype, device) = (self.config.dtype, self.device.clone());
-        let fill = |index: usize, layer: &mut LayerCache| {
-            // Rows that begin alike have the same segments: each is brought into the buffers' form once.
-            let mut known: HashMap<(*const States, usize), States> = HashMap::new();
-            let mut part = |(segment, tokens): &(KvSegment, usize)| {
-                let key = (Arc::as_ptr(&segment.states), *tokens);
-                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, dtype)).clone()
-            };
-            let rows: Vec<Vec<States>> =
-                rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();
-            match layer.is_made() {
-                true => layer.append_rows(&rows, &slots_and_lens, positions),
-                false => *layer = LayerCache::with_rows(&rows, shape, dtype, &device),
+        let new: Vec<usize> = lens.iter().zip(&self.lens).map(|(len, held)| len - held).collect();
+        self.prepare(&new)?;
+        let dtype = self.config.dtype;
+        match &mut self.held {
+            Held::Buffers(buffers) if positions > 0 => {
+                buffers.append_segments(rows, &self.lens, positions, [heads, head_dim]);
             }
-        };
-        if positions > 0 {
-            self.for_each_layer(fill);
+            Held::Buffers(_) => {}
+            Held::Pages(pages) => {
+                rows.iter().enumerate().for_each(|(row, segments)| pages.append_segments(row, segments, dtype));
+            }
         }
         self.lens = lens;
         Ok(())

@@ -44,6 +44,7 @@ impl fmt::Display for Decoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Naive => "naive",
+            Self::Kv(CacheStorage::Paged) => "kv-paged",
             Self::Kv(CacheStorage::Growing) => "kv-growing",
             Self::Kv(CacheStorage::Preallocated) => "kv-preallocated",
             Self::Speculative(_) => "speculative",

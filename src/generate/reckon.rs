@@ -1,6 +1,8 @@
 //! What a request takes of memory beside the weights, reckoned before any of it is asked for.
 
 use super::{ContextEnd, Decoder, GenerateRequest, Generator, TokenEvent};
+use crate::backends::has_page_kernels;
+use crate::cache::page_len;
 use crate::memory::{product, sum};
 use crate::model::room::ForwardSize;
 use crate::speculative::{Draft, Speculation};
@@ -186,12 +188,19 @@ impl Sizes {
 
     /// Of a cache with elements of `size` bytes, with what is held beside it while rows are copied, come or go.
     fn cache(&self, model: &Gpt2, storage: CacheStorage, size: usize, capacity: usize) -> usize {
-        let token = bytes_per_token(model, size);
+        let (token, is_growing) = (bytes_per_token(model, size), storage == CacheStorage::Growing);
+        if has_page_kernels(&model.device()) {
+            let page_len = page_len(model.config().n_positions);
+            // A step of a growing cache has the pages that it copies from, too.
+            let pages = product([self.rows(), capacity.div_ceil(page_len), if is_growing { 2 } else { 1 }]);
+            // The first page is nobody's.
+            return product([sum([pages, 1]), page_len, token]);
+        }
         let all = product([self.rows(), capacity, token]);
         // A row that another one takes over.
         let others = product([capacity, token]);
         // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
-        let layers = if storage == CacheStorage::Growing { 4 } else { 1 } + if model.is_packed() { 0 } else { 2 };
+        let layers = if is_growing { 4 } else { 1 } + if model.is_packed() { 0 } else { 2 };
         let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);
         sum([all, others, product([layers, layer])])
     }

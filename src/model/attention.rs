@@ -1,4 +1,5 @@
-//! Causal self-attention over a cache, from burn's operations; a packed model's is `backends::attend`.
+//! Causal self-attention over a cache, from burn's operations; that over pages is `backends::attend_pages`, and a packed model's over
+//! buffers `backends::attend`.
 
 use burn::module::Module;
 use burn::nn::{Dropout, DropoutConfig};
@@ -8,6 +9,7 @@ use super::Linear;
 use super::batch_invariant::batch_invariant_attention;
 use super::plan::{MaskedGroup, Mode, Plan};
 use super::wanted::Wanted;
+use crate::backends::PagedRow;
 use crate::cache::{KvCache, States, rectangle};
 use crate::{Gpt2Config, backends};
 
@@ -46,12 +48,15 @@ impl CausalSelfAttention {
         layer: usize,
     ) -> Tensor<2> {
         let [query, keys, values] = self.project(x, plan.is_batch_invariant()); // 3 x [N, H, D]
-        let y = match cache {
-            Some(cache) => {
+        let y = match (cache, plan.mode()) {
+            (Some(cache), Mode::Pages(rows)) => {
+                cache.attend(layer, Some(query), [keys, values], rows.clone()).expect("there is a query")
+            }
+            (Some(cache), _) => {
                 let states = cache.append(layer, [keys, values], plan.metadata()); // [S, H, L, D]
                 self.attend(query, &states, plan)
             }
-            None => self.attend_without_cache(query, [keys, values], plan),
+            (None, _) => self.attend_without_cache(query, [keys, values], plan),
         };
         self.c_proj.forward_add(y, residual, &self.resid_dropout, plan.is_batch_invariant())
     }
@@ -74,10 +79,19 @@ impl CausalSelfAttention {
         };
         let states = heads(self.c_attn.forward_columns(x.clone(), width..3 * width), 2); // [N, 2 H, D]
         let [keys, values] = [0, 1].map(|part| states.clone().narrow(1, part * self.n_head, self.n_head));
-        let states = cache.append(layer, [keys, values], plan.metadata());
-        let tokens = wanted.tokens.clone()?;
-        let query = heads(self.c_attn.forward_columns(x.select(0, tokens), 0..width), 1); // [M, H, D]
-        let y = backends::attend(query, states.keys, states.values, &plan.metadata().last(&wanted.counts)); // [M, d]
+        let tokens = wanted.tokens.clone();
+        let query = tokens.map(|tokens| heads(self.c_attn.forward_columns(x.select(0, tokens), 0..width), 1)); // [M, H, D]
+        let y = match plan.mode() {
+            Mode::Pages(rows) => {
+                let of_wanted = |(row, count): (&PagedRow, &usize)| PagedRow { query_len: *count, ..row.clone() };
+                let rows = rows.iter().zip(&wanted.counts).map(of_wanted).collect();
+                cache.attend(layer, query, [keys, values], rows)?
+            }
+            _ => {
+                let states = cache.append(layer, [keys, values], plan.metadata());
+                backends::attend(query?, states.keys, states.values, &plan.metadata().last(&wanted.counts))
+            }
+        }; // [M, d]
         Some(self.c_proj.forward_add(y, residual, &self.resid_dropout, false))
     }
 
@@ -92,6 +106,7 @@ impl CausalSelfAttention {
                     attend(query, own, None, &self.attn_dropout)
                 })
             }
+            Mode::Pages(_) => unreachable!("pages are attended to where they are"),
             Mode::Together(groups) => {
                 let of_group = |masked: &MaskedGroup| {
                     let slots = masked.group.slots.clone();

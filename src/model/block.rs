@@ -59,6 +59,6 @@ impl Block {
     }
 
     fn norm(&self, module: &LayerNorm, x: &Tensor<2>, plan: &Plan) -> Tensor<2> {
-        norm(module, self.epsilon, x.clone(), plan.is_for_kernels())
+        norm(module, self.epsilon, x.clone(), plan.is_packed())
     }
 }

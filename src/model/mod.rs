@@ -288,12 +288,18 @@ impl Gpt2 {
     ) -> Result<Option<Tensor<2>>> {
         // What computes a token by itself, and kernels, read keys out of a cache.
         let mut fresh = None;
-        let cache = match cache {
+        let mut cache = match cache {
             None if self.is_packed() || self.deterministic => {
                 let (rows, max_len) =
                     (tokens.query_lens().len(), tokens.query_lens().iter().copied().max().unwrap_or(1));
                 check_context(tokens.query_lens(), self.config.n_positions)?;
-                Some(fresh.insert(self.cache(CacheStorage::Growing, rows, max_len)?))
+                Some(
+                    fresh.insert(
+                        KvCacheConfig::for_one_forward(rows, max_len)
+                            .with_dtype(self.dtype())
+                            .init(&self.config, &self.device())?,
+                    ),
+                )
             }
             cache => cache,
         };
@@ -304,6 +310,9 @@ impl Gpt2 {
             None => check_context(tokens.query_lens(), self.config.n_positions)?,
         }
         self.check_room(tokens, cache.as_deref(), logits)?;
+        if let Some(cache) = cache.as_deref_mut() {
+            cache.prepare(tokens.query_lens())?;
+        }
         Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len(), counts)))
     }
 
@@ -360,7 +369,7 @@ impl Gpt2 {
         let layers = &self.h[..layers];
         // Rows of kernels' products do not depend on each other: those that nobody reads are left out of the last layer.
         if let (true, false, Some(cache), Some((last, others))) =
-            (plan.is_for_kernels(), wanted.is_all, cache.as_deref_mut(), layers.split_last())
+            (plan.is_packed(), wanted.is_all, cache.as_deref_mut(), layers.split_last())
         {
             let x = self.residual_stream(ids, plan, Some(&mut *cache), others); // [N, d]
             return last.forward_last(x, plan, cache, others.len(), wanted).map(|x| self.final_norm(x));

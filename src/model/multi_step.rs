@@ -72,9 +72,8 @@ impl Gpt2 {
             false => Captured::Never,
         };
         let (lens, last) = (cache.lens().to_vec(), last.to_vec());
-        let rows = cache.slots().iter().zip(&lens);
-        let row = |(slot, len): (&usize, &usize)| PackedRow { slot: *slot, context_len: *len, query_len: 1 };
-        let metadata = AttentionMetadata::new(rows.map(row).collect(), &device);
+        let row = |(row, len): (usize, &usize)| PackedRow { slot: cache.slot(row), context_len: *len, query_len: 1 };
+        let metadata = AttentionMetadata::new(lens.iter().enumerate().map(row).collect(), &device);
         MultiStep { state: Some(state), metadata, captured, lens, last, thread: thread::current().id() }
     }
 

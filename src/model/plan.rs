@@ -1,12 +1,13 @@
 //! [`Plan`]: where the new tokens of one forward stand, what they see, and how that is computed.
 
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use super::Gpt2;
 use super::tokens::Chunk;
-use crate::backends::{AttentionMetadata, PackedRow, RowGroup};
+use crate::backends::{AttentionMetadata, PackedRow, PagedRow, RowGroup};
 use crate::cache::KvCache;
 
 /// Computed once, and shared by all layers.
@@ -15,6 +16,8 @@ pub struct Plan {
     positions: Tensor<1, Int>,
     metadata: AttentionMetadata,
     mode: Mode,
+    is_packed: bool,
+    is_batch_invariant: bool,
 }
 
 /// How attention over the cache is computed.
@@ -25,6 +28,8 @@ pub enum Mode {
     BatchInvariant,
     /// By the kernels of a packed model.
     Kernels,
+    /// By kernels, over the pages of these rows.
+    Pages(Arc<[PagedRow]>),
 }
 
 /// A rectangle of queries.
@@ -41,7 +46,7 @@ impl Plan {
     pub fn new(cache: Option<&KvCache>, chunk: &Chunk, model: &Gpt2) -> Self {
         let device = chunk.ids.device();
         let row = |(row, tokens): &(usize, Range<usize>)| PackedRow {
-            slot: cache.map_or(*row, |cache| cache.slots()[*row]),
+            slot: cache.map_or(*row, |cache| cache.slot(*row)),
             context_len: cache.map_or(0, |cache| cache.len(*row)),
             query_len: tokens.len(),
         };
@@ -49,20 +54,24 @@ impl Plan {
         let positions: Vec<i32> = rows.iter().flat_map(|row| row.context_len as i32..row.seq_len() as i32).collect();
         let positions = Tensor::from_data(TensorData::new(positions, chunk.ids.dims()), &device);
         let metadata = AttentionMetadata::new(rows, &device);
-        let mode = match (model.is_packed(), model.is_deterministic()) {
-            (true, _) => Mode::Kernels,
-            (false, true) => Mode::BatchInvariant,
-            (false, false) => {
+        let new = chunk.rows.iter().map(|(row, tokens)| (*row, tokens.len()));
+        let pages = cache.and_then(|cache| cache.paged_rows(new));
+        let (is_packed, is_deterministic) = (model.is_packed(), model.is_deterministic());
+        let mode = match (pages, is_packed, is_deterministic) {
+            (Some(rows), ..) => Mode::Pages(rows),
+            (None, true, _) => Mode::Kernels,
+            (None, false, true) => Mode::BatchInvariant,
+            (None, false, false) => {
                 Mode::Together(metadata.groups().into_iter().map(|group| MaskedGroup::new(group, &metadata)).collect())
             }
         };
-        Self { positions, metadata, mode }
+        Self { positions, metadata, mode, is_packed, is_batch_invariant: is_deterministic && !is_packed }
     }
 
     /// Of one new token of each row behind what `context_lens`, `[B]`, says on the device, for kernels.
     pub fn on_device(metadata: AttentionMetadata, context_lens: Tensor<1, Int>) -> Self {
         let metadata = metadata.with_context_lens(context_lens.clone());
-        Self { positions: context_lens, metadata, mode: Mode::Kernels }
+        Self { positions: context_lens, metadata, mode: Mode::Kernels, is_packed: true, is_batch_invariant: false }
     }
 
     /// Position of each new token, `[N]`.
@@ -80,14 +89,14 @@ impl Plan {
         &self.mode
     }
 
-    /// Whether it is computed by the kernels of a packed model.
-    pub fn is_for_kernels(&self) -> bool {
-        matches!(self.mode, Mode::Kernels)
+    /// Whether it is for the kernels of a packed model.
+    pub fn is_packed(&self) -> bool {
+        self.is_packed
     }
 
     /// Whether burn's operations compute every token by itself.
     pub fn is_batch_invariant(&self) -> bool {
-        matches!(self.mode, Mode::BatchInvariant)
+        self.is_batch_invariant
     }
 }
 

@@ -226,7 +226,7 @@ impl<'a> Runner<'a> {
         let mut logits = RowLogits::default();
         if !wanted.is_empty() {
             let (config, limit) = (self.model.config(), self.config.cache.limit);
-            let cache = KvCacheConfig::new(wanted.len(), config.n_positions).with_storage(CacheStorage::Growing);
+            let cache = KvCacheConfig::for_one_forward(wanted.len(), config.n_positions);
             let cache = cache.with_dtype(self.model.dtype()).with_limit(limit);
             let mut cache = cache.init(config, &self.model.device())?;
             let rows: Vec<&[u32]> = wanted.iter().map(|turn| turn.tokens).collect();

@@ -6,7 +6,7 @@ use crate::{CacheStorage, Error, Result};
 impl Runner<'_> {
     /// Whether [`multi_step`](Self::multi_step) saves waiting.
     pub fn can_multi_step(&self) -> bool {
-        let is_in_place = self.config.uses_cache && self.config.cache.storage == CacheStorage::Preallocated;
+        let is_in_place = self.config.uses_cache && self.config.cache.storage != CacheStorage::Growing;
         is_in_place && self.cache.is_some() && self.model.can_multi_step()
     }
 

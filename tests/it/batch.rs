@@ -12,7 +12,7 @@ use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Speculation};
 use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, WeightFormat};
 use proptest::prelude::*;
 
-use crate::common::{STORAGES, random_model, small_config};
+use crate::common::{STORAGES, kv_bytes, random_model, small_config};
 
 fn model() -> Gpt2 {
     random_model(small_config()).pack(WeightFormat::F32).unwrap()
@@ -319,8 +319,7 @@ fn rows_come_and_go_in_the_memory_of_others() {
         batch.add(&request(&[id, id + 1, 3], 1 + id as usize % 5)).unwrap();
     }
     Outcomes::default().run(&mut batch);
-    // Three rows of 24 positions: 2 x layers x width x 4 bytes each.
-    assert_eq!(batch.report().kv_bytes, 3 * 24 * 2 * 2 * 24 * 4);
+    assert_eq!(batch.report().kv_bytes, kv_bytes(&small_config(), 3, 24));
     assert!(batch.report().joins > 20 && batch.report().leaves > 20);
 }
 

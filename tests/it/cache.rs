@@ -1,6 +1,7 @@
 //! The cache: the same function as without one, whatever is appended, cut, forked and gathered.
 
-use crate::common::{STORAGES, device, greedy, logits_of, random_model, rows, small_config};
+use crate::common::{STORAGES, device, greedy, kv_bytes, logits_of, random_model, rows, small_config};
+use gpt2_burn::backends::has_page_kernels;
 use gpt2_burn::burn::backend::Flex;
 use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
@@ -125,7 +126,7 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
             Step::CopyRow(row, text) => {
                 let row = row % texts.len();
                 let other = if dtype == DType::F32 { DType::F32 } else { [DType::F32, dtype][row % 2] };
-                let mut other = new_cache(STORAGES[text.len() % 2], 2, n_positions, other);
+                let mut other = new_cache(STORAGES[text.len() % 3], 2, n_positions, other);
                 if !text.is_empty() {
                     append(model, &mut other, &[vec![1], text.clone()], Logits::Last);
                 }
@@ -145,7 +146,7 @@ fn follow(model: &Gpt2, storage: CacheStorage, dtype: DType, batch: usize, steps
                         return vec![];
                     }
                     let whole = [&text[..], more].concat();
-                    let mut other = new_cache(STORAGES[cut % 2], 2, n_positions, dtype);
+                    let mut other = new_cache(STORAGES[cut % 3], 2, n_positions, dtype);
                     append(model, &mut other, &[vec![1], whole.clone()], Logits::Last);
                     let (start, cut) = (text.len(), text.len() + cut % more.len());
                     let last = other.segment(1, cut..whole.len()).unwrap();
@@ -213,10 +214,10 @@ fn address(tensor: Tensor<4>) -> usize {
 }
 
 #[test]
-fn a_preallocated_cache_is_written_in_place_for_900_steps() {
+fn caches_that_do_not_grow_are_written_in_place_for_900_steps() {
     let model = random_model(Gpt2Config { n_positions: 910, ..small_config() });
-    for batch in [1, 2] {
-        let mut cache = model.cache(CacheStorage::Preallocated, batch, 910).unwrap();
+    for (storage, batch) in STORAGES[1..].iter().flat_map(|storage| [(*storage, 1), (*storage, 2)]) {
+        let mut cache = model.cache(storage, batch, 910).unwrap();
         // Rows of unequal length take another path than equal ones.
         let prompts = [vec![1, 2, 3], vec![4, 5]];
         append(&model, &mut cache, &prompts[..batch], Logits::Last);
@@ -274,26 +275,27 @@ fn rows_that_come_begin_with_what_others_hold_and_move_nothing() {
 #[test]
 fn a_row_that_is_removed_copies_nothing() {
     let plain = random_model(small_config());
-    for model in [plain.clone(), plain.pack(WeightFormat::F32).unwrap()] {
-        let mut cache = model.cache(CacheStorage::Preallocated, 4, 20).unwrap();
-        append(&model, &mut cache, &[vec![1, 2, 3], vec![4], vec![5, 6], vec![7, 8, 9, 10]], Logits::Last);
+    let models = [plain.clone(), plain.pack(WeightFormat::F32).unwrap()];
+    for (model, storage) in models.iter().flat_map(|model| [(model, STORAGES[1]), (model, STORAGES[2])]) {
+        let mut cache = model.cache(storage, 4, 20).unwrap();
+        append(model, &mut cache, &[vec![1, 2, 3], vec![4], vec![5, 6], vec![7, 8, 9, 10]], Logits::Last);
         let place = |cache: &KvCache| (address(cache.buffers(1).unwrap().1), cache.bytes().reserved);
         let before = place(&cache);
         cache.remove(1).unwrap();
         cache.remove(2).unwrap();
         assert_eq!(cache.lens(), [3, 2]);
-        let logits = append(&model, &mut cache, &[vec![11], vec![12, 13]], Logits::Last);
+        let logits = append(model, &mut cache, &[vec![11], vec![12, 13]], Logits::Last);
         for (logits, text) in logits.iter().zip([&[1, 2, 3, 11][..], &[5, 6, 12, 13]]) {
-            assert_same(logits, &logits_of(&model, text).pop().unwrap());
+            assert_same(logits, &logits_of(model, text).pop().unwrap());
         }
         assert_eq!(place(&cache), before);
         // What is copied has no empty slots.
         let segment = cache.segment(1, 0..4).unwrap();
         cache.append_segments(&[vec![], vec![(segment, 1)]]).unwrap();
         cache.gather(&[1, 0]).unwrap();
-        let logits = append(&model, &mut cache, &[vec![14], vec![15]], Logits::Last);
+        let logits = append(model, &mut cache, &[vec![14], vec![15]], Logits::Last);
         assert_eq!(cache.lens(), [6, 5]);
-        assert_same(&logits[1], &logits_of(&model, &[1, 2, 3, 11, 15]).pop().unwrap());
+        assert_same(&logits[1], &logits_of(model, &[1, 2, 3, 11, 15]).pop().unwrap());
         cache.remove(0).unwrap();
         cache.remove(0).unwrap();
         assert!(cache.batch() == 0 && matches!(cache.remove(0), Err(Error::Mismatch { .. })));
@@ -306,22 +308,55 @@ fn bytes_are_the_closed_form() {
     let (layers, width) = (config.n_layer, config.n_embd);
     let model = random_model(config.clone());
     let mut cache = model.cache(CacheStorage::Preallocated, 3, 20).unwrap();
-    assert_eq!(cache.bytes().reserved, 2 * layers * 3 * 20 * width * 4);
+    assert_eq!(cache.bytes().reserved, kv_bytes(&config, 3, 20));
     assert_eq!(cache.bytes().live, 0);
     append(&model, &mut cache, &[vec![1, 2], vec![3], vec![4, 5, 6]], Logits::Last);
     assert_eq!(cache.bytes().live, 2 * layers * 6 * width * 4);
     cache.truncate(2, 1).unwrap();
     assert_eq!(cache.bytes().live, 2 * layers * 4 * width * 4);
+    assert_eq!(cache.bytes().reserved, kv_bytes(&config, 3, 20));
 
-    let half = KvCacheConfig::new(3, 20).with_dtype(DType::F16).init(&config, &device()).unwrap();
-    assert_eq!(half.bytes().reserved, 2 * layers * 3 * 20 * width * 2);
+    let half = KvCacheConfig::new(3, 20).with_storage(CacheStorage::Preallocated).with_dtype(DType::F16);
+    assert_eq!(half.init(&config, &device()).unwrap().bytes().reserved, kv_bytes(&config, 3, 20) / 2);
 
     let mut growing = model.cache(CacheStorage::Growing, 1, 20).unwrap();
     assert_eq!(growing.bytes().reserved, 0);
     append(&model, &mut growing, &[vec![1, 2, 3]], Logits::Last);
+    assert_eq!(growing.bytes().reserved, kv_bytes(&config, 1, 3));
     append(&model, &mut growing, &[vec![1]], Logits::Last);
-    assert_eq!(growing.bytes().reserved, 2 * layers * 4 * width * 4);
-    assert_eq!(growing.bytes().reserved, growing.bytes().live);
+    // Pages hold the old row and the new one.
+    let times = if has_page_kernels(&device()) { 2 } else { 1 };
+    assert_eq!(growing.bytes().reserved, times * kv_bytes(&config, 1, 4));
+}
+
+/// Pages come with tokens, are shared by rows that are forked, and one is copied where both go on.
+#[test]
+fn pages_are_taken_as_tokens_come_and_shared() {
+    if !has_page_kernels(&device()) {
+        return;
+    }
+    let config = Gpt2Config { n_positions: 200, ..small_config() };
+    let model = random_model(config.clone()).pack(WeightFormat::F32).unwrap();
+    let mut cache = model.cache(CacheStorage::Paged, 1, 200).unwrap();
+    let pages = |cache: &KvCache| cache.bytes().reserved / kv_bytes(&config, 1, 1);
+    assert_eq!(pages(&cache), 0);
+    let text: Vec<u32> = (0..150).map(|at| at * at % 61).collect();
+    append(&model, &mut cache, std::slice::from_ref(&text), Logits::Last);
+    assert_eq!(pages(&cache), 3);
+    cache.fork(0, 9).unwrap();
+    assert_eq!((pages(&cache), cache.lens()), (3, &[150; 10][..]), "nothing is copied");
+    let new: Vec<Vec<u32>> = (0..10).map(|id| vec![id]).collect();
+    let logits = append(&model, &mut cache, &new, Logits::Last);
+    assert_eq!(pages(&cache), 2 + 10, "the last page of each row is its own");
+    for (logits, new) in logits.iter().zip(&new) {
+        let alone = logits_of(&model, &[&text[..], new].concat()).pop().unwrap();
+        assert!(logits.iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits()), "{new:?}");
+    }
+    // What left gives its pages to what comes.
+    (0..9).for_each(|_| cache.remove(1).unwrap());
+    cache.push().unwrap();
+    append(&model, &mut cache, &[vec![1], text], Logits::Last);
+    assert_eq!(pages(&cache), 2 + 10);
 }
 
 #[test]
@@ -433,15 +468,21 @@ fn a_cache_begun_with_segments_is_in_place_and_as_large_as_another() {
         };
         let mut cache = new(&rows).unwrap();
         assert_eq!((cache.lens(), cache.storage(), cache.capacity()), ([4, 2, 0].as_slice(), storage, 20));
-        let positions = if storage == CacheStorage::Preallocated { 20 } else { 4 };
-        assert_eq!(cache.bytes().reserved, 2 * 2 * 3 * positions * 24 * 4);
+        match (storage, has_page_kernels(&device())) {
+            // The row without tokens takes no page yet.
+            (CacheStorage::Growing | CacheStorage::Paged, true) => {
+                assert_eq!(cache.bytes().reserved, kv_bytes(model.config(), 2, 4));
+            }
+            (CacheStorage::Growing, false) => assert_eq!(cache.bytes().reserved, kv_bytes(model.config(), 3, 4)),
+            _ => assert_eq!(cache.bytes().reserved, kv_bytes(model.config(), 3, 20)),
+        }
         let before = address(cache.buffers(0).unwrap().0);
         let logits = append(&model, &mut cache, &[vec![5], vec![3], vec![1]], Logits::Last);
         for (logits, text) in logits.iter().zip([&[1, 2, 3, 4, 5][..], &[1, 2, 3], &[1]]) {
             assert_same(logits, &logits_of(&model, text).pop().unwrap());
         }
         let is_in_place = address(cache.buffers(0).unwrap().0) == before;
-        assert_eq!(is_in_place, storage == CacheStorage::Preallocated);
+        assert!(is_in_place || storage == CacheStorage::Growing);
         assert!(matches!(new(&[]), Err(Error::EmptyBatch)));
     }
 }

@@ -132,7 +132,7 @@ proptest! {
         let id = |id: &u32| id % config.vocab_size as u32;
         let texts: Vec<Vec<u32>> = texts.iter().map(|text| text.iter().map(id).collect()).collect();
         let expected: Vec<_> = texts.iter().map(|text| logits_of(&model, text)).collect();
-        for (storage, dtype) in [(STORAGES[0], DType::F32), (STORAGES[1], DType::F32), (STORAGES[1], DType::F16)] {
+        for (storage, dtype) in STORAGES.map(|storage| (storage, DType::F32)).into_iter().chain([(STORAGES[2], DType::F16)]) {
             let cache = gpt2_burn::KvCacheConfig::new(texts.len(), 24).with_storage(storage).with_dtype(dtype);
             let mut cache = cache.init(&config, &device()).unwrap();
             // Rows of unequal length, in two forwards.

@@ -5,7 +5,7 @@
 use std::sync::Arc;
 
 use crate::ALLOCATED;
-use crate::common::{alone, device, devices, greedy, random_model, small_config};
+use crate::common::{STORAGES, alone, device, devices, greedy, random_model, small_config};
 use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::generate::{ContextEnd, Decoder, GenerateRequest, Generator, Prompt, Stop};
 use gpt2_burn::prefix::PrefixCache;
@@ -320,10 +320,9 @@ fn random_calls_to_a_cache_give_a_result_or_an_error_within_its_limit() {
     alone(|| {
         let model = random_model(small_config());
         let calls = proptest::collection::vec(calls(), 1..12);
-        let given = (any::<bool>(), sizes(), sizes(), 1_usize << 12..4 << 20, calls);
+        let given = (proptest::sample::select(&STORAGES[..]), sizes(), sizes(), 1_usize << 12..4 << 20, calls);
         let mut runner = TestRunner::new(contextualize_config(ProptestConfig::with_cases(200)));
-        let property = |(is_growing, batch, capacity, limit, calls): (bool, usize, usize, usize, Vec<Call>)| {
-            let storage = if is_growing { CacheStorage::Growing } else { CacheStorage::Preallocated };
+        let property = |(storage, batch, capacity, limit, calls): (CacheStorage, usize, usize, usize, Vec<Call>)| {
             let limit = MemoryLimit::bytes(limit);
             let config = KvCacheConfig::new(batch, capacity).with_storage(storage).with_limit(limit);
             let (made, taken) = peak(|| config.init(model.config(), &device()));
@@ -351,8 +350,8 @@ fn more_rows_than_memory_are_refused_by_the_systems_limit() {
     alone(|| {
         let config = Gpt2Config { n_positions: 1024, n_embd: 768, n_layer: 12, n_head: 12, ..Gpt2Config::default() };
         for batch in [1_000_000, 1 << 40, usize::MAX] {
-            let make = || KvCacheConfig::new(batch, 1024).init(&config, &device());
-            let (made, taken) = peak(make);
+            let preallocated = KvCacheConfig::new(batch, 1024).with_storage(CacheStorage::Preallocated);
+            let (made, taken) = peak(|| preallocated.init(&config, &device()));
             assert!(matches!(made, Err(Error::OutOfMemory { .. })), "{batch} rows");
             assert!(taken < 1 << 20, "{taken} bytes");
         }
@@ -363,7 +362,8 @@ fn more_rows_than_memory_are_refused_by_the_systems_limit() {
         };
         assert!(growing(1000).is_ok());
         assert!(matches!(growing(usize::MAX), Err(Error::OutOfMemory { .. })));
-        let mut one = KvCacheConfig::new(1, 64).init(&config, &device()).unwrap();
+        let one = KvCacheConfig::new(1, 64).with_storage(CacheStorage::Preallocated);
+        let mut one = one.init(&config, &device()).unwrap();
         for times in [100_000_000, usize::MAX] {
             let (made, taken) = peak(|| one.fork(0, times));
             assert!(matches!(made, Err(Error::OutOfMemory { .. })) && one.batch() == 1, "{times} copies");
@@ -395,7 +395,16 @@ fn a_growing_cache_that_was_emptied_counts_the_room_that_it_still_has() {
             let mut cache = growing.init(model.config(), &device()).unwrap();
             model.hidden_states(&TokenBatch::new(&[[7_u32; 24]], &model).unwrap(), &mut cache).unwrap();
             cache.truncate(0, keep).unwrap();
-            let (result, taken) = peak(|| cache.fork(0, 2000));
+            let mut other = model.cache(CacheStorage::Growing, 1, 1).unwrap();
+            model.hidden_states(&TokenBatch::new(&[[7_u32]], &model).unwrap(), &mut other).unwrap();
+            let one = vec![(other.segment(0, 0..1).unwrap(), 1)];
+            // Pages are shared until the rows go on.
+            let (result, taken) = peak(|| {
+                cache.fork(0, 2000)?;
+                let result = cache.append_segments(&vec![one; 2001]);
+                (0..2000).try_for_each(|_| cache.remove(1))?;
+                result
+            });
             assert!(
                 matches!(result, Err(Error::OutOfMemory { .. })),
                 "{keep} of 24 positions: {result:?}, {taken} bytes"

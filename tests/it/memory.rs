@@ -93,7 +93,7 @@ fn resident_memory_is_flat_over_900_preallocated_steps() {
         // The cache takes 30 MB, more than the weights and the program together.
         let model = random_model(Gpt2Config { n_positions: 910, n_embd: 256, n_head: 4, n_layer: 4, ..small_config() });
         let mut cache = model.cache(CacheStorage::Preallocated, 4, 910).unwrap();
-        assert_eq!(cache.bytes().reserved, 2 * 4 * 4 * 910 * 256 * 4);
+        assert_eq!(cache.bytes().reserved, common::kv_bytes(model.config(), 4, 910));
         (0..10).for_each(|id| step(&model, &mut cache, id));
         let (mut least, mut max) = (resident(), resident());
         for id in 10..910 {

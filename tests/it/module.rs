@@ -178,7 +178,9 @@ fn hidden_states_are_what_the_head_reads() {
     let hidden = model.hidden_states(&tokens, &mut cache).unwrap();
     assert_eq!(hidden.dims(), [3, 24]);
     assert!(matches!(model.head(hidden.clone().narrow(1, 0, 5)), Err(Error::Mismatch { .. })));
-    assert_eq!(rows(model.head(hidden).unwrap()), logits_of(&model, &[1, 2, 3]));
+    let mut cache = model.cache(CacheStorage::Growing, 1, 10).unwrap();
+    let logits = model.forward(&tokens, &mut cache, Logits::All).unwrap();
+    assert_eq!(rows(model.head(hidden).unwrap()), rows(logits));
 }
 
 /// What a data loader gives, with and without lengths; the same as rows of ids.

@@ -368,7 +368,7 @@ fn eight_threads_share_a_cache() {
         for thread in 0..8_u32 {
             let (prefixes, model, expected) = (prefixes.clone(), model.clone(), &expected);
             scope.spawn(move || {
-                let storage = STORAGES[thread as usize % 2];
+                let storage = STORAGES[thread as usize % 3];
                 let shared = with_prefixes(&model, storage, &prefixes);
                 for round in 0..60 {
                     let n = (round * 17 + thread * 29) % (23 * 3);

@@ -405,10 +405,10 @@ fn the_draft_computes_what_samples_share_once() {
     // A draft feeds a token less than it proposes, one more of its own if all were accepted, and the target's.
     let of_rounds = 3 * speculation.rounds;
     assert!(speculation.draft_computed_tokens <= 15 + of_rounds, "{} {of_rounds}", speculation.draft_computed_tokens);
-    // Each layer of both caches holds every row.
+    // Both caches hold every row.
     let capacity = 15 + 18 - 1;
     let positions = model.config().n_positions.min(capacity);
-    assert_eq!(report.kv_bytes, 2 * 2 * 2 * 5 * positions * 24 * 4);
+    assert_eq!(report.kv_bytes, 2 * common::kv_bytes(model.config(), 5, positions));
 }
 
 #[test]

@@ -103,6 +103,7 @@ enum DecoderName {
     Naive,
     KvGrowing,
     KvPreallocated,
+    KvPaged,
     Speculative,
 }
 
@@ -150,6 +151,7 @@ impl Args {
             DecoderName::Naive => Decoder::Naive,
             DecoderName::KvGrowing => Decoder::Kv(CacheStorage::Growing),
             DecoderName::KvPreallocated => Decoder::Kv(CacheStorage::Preallocated),
+            DecoderName::KvPaged => Decoder::Kv(CacheStorage::Paged),
             DecoderName::Speculative => self.draft.decoder(CacheStorage::Preallocated),
         }
     }

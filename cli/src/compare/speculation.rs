@@ -39,7 +39,7 @@ pub fn tpot_seconds(candidate: &Candidate, work: &Work) -> Option<f64> {
 /// Adds what drafts were worth, against the decode steps of the plain decoder with the same cache.
 pub fn add_figures(rows: &mut [Row], candidates: &[Candidate]) {
     let of = |name: &str| rows.iter().find(|row| row.decoder == name);
-    let plain = of("kv-preallocated").map(|row| (row.tpot_seconds, row.seconds));
+    let plain = of("kv-preallocated").or(of("kv-paged")).map(|row| (row.tpot_seconds, row.seconds));
     for (row, candidate) in rows.iter_mut().zip(candidates) {
         // Of the repetition that took the median time; greedy ones do the same.
         let mut runs: Vec<_> = candidate.runs.iter().filter(|run| run.speculation.is_some()).collect();

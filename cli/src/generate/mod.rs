@@ -111,6 +111,7 @@ enum AcceptanceName {
 
 #[derive(Clone, Copy, Debug, ValueEnum)]
 enum CacheName {
+    Paged,
     Preallocated,
     Growing,
 }
@@ -131,6 +132,7 @@ fn context_end(text: &str) -> Result<ContextEnd, String> {
 impl Args {
     fn decoder(&self) -> Decoder {
         let storage = match self.cache {
+            CacheName::Paged => CacheStorage::Paged,
             CacheName::Preallocated => CacheStorage::Preallocated,
             CacheName::Growing => CacheStorage::Growing,
         };

@@ -12,6 +12,8 @@ const PAGE: usize = 4;
 enum Call {
     /// Appends so many tokens to each row, of which so many count.
     Step(Vec<(usize, usize)>),
+    /// The same, of which some count before others are written; what does not count keeps its pages until the next step.
+    Chunks(Vec<(usize, usize)>),
     Fork(usize),
     Truncate(usize, usize),
     Release(usize),
@@ -24,7 +26,8 @@ enum Call {
 
 fn calls() -> impl Strategy<Value = Call> {
     prop_oneof![
-        6 => proptest::collection::vec((0_usize..7, 0_usize..7), 1..5).prop_map(Call::Step),
+        4 => proptest::collection::vec((0_usize..7, 0_usize..7), 1..5).prop_map(Call::Step),
+        3 => proptest::collection::vec((0_usize..12, 0_usize..12), 1..5).prop_map(Call::Chunks),
         2 => any::<usize>().prop_map(Call::Fork),
         2 => (any::<usize>(), any::<usize>()).prop_map(|(row, len)| Call::Truncate(row, len)),
         1 => any::<usize>().prop_map(Call::Release),
@@ -62,7 +65,7 @@ impl World {
         (0..len).map(|at| self.memory.get(&(pages[at / PAGE], at % PAGE)).copied()).collect()
     }
 
-    fn step(&mut self, counts: &[(usize, usize)]) {
+    fn step(&mut self, counts: &[(usize, usize)], in_chunks: bool) {
         let mut rows: Vec<(&mut PageRow, usize)> =
             self.rows.iter_mut().enumerate().map(|(at, (row, _))| (row, counts[at % counts.len()].0)).collect();
         let before = (self.pool.used(), self.pool.available());
@@ -91,14 +94,21 @@ impl World {
         }
         for (at, (row, text)) in self.rows.iter_mut().enumerate() {
             let (new, accepted) = counts[at % counts.len()];
-            self.pool.commit(row, accepted.min(new));
+            let accepted = accepted.min(new);
+            if in_chunks {
+                self.pool.advance(row, accepted / 3);
+                self.pool.advance(row, accepted - accepted / 3);
+            } else {
+                self.pool.commit(row, accepted);
+            }
             assert_eq!(row.len(), text.len());
         }
     }
 
     fn call(&mut self, call: &Call) {
         match call {
-            Call::Step(counts) => self.step(counts),
+            Call::Step(counts) => self.step(counts, false),
+            Call::Chunks(counts) => self.step(counts, true),
             Call::Fork(at) if !self.rows.is_empty() && self.rows.len() < 6 => {
                 let (row, text) = &self.rows[at % self.rows.len()];
                 let fork = (self.pool.fork(row), text.clone());
@@ -176,19 +186,19 @@ proptest! {
 #[test]
 fn sharing_copies_the_tail_once_a_row_and_no_full_page() {
     let mut world = World::new(100);
-    world.step(&[(10, 10)]);
+    world.step(&[(10, 10)], false);
     (0..4).for_each(|_| world.call(&Call::Fork(0)));
     assert_eq!((world.pool.used(), world.copied), (3, 0));
-    world.step(&[(1, 1)]);
+    world.step(&[(1, 1)], false);
     world.check();
     // One of five goes on where the tokens are.
     assert_eq!((world.pool.used(), world.copied), (2 + 5, 4));
-    world.step(&[(6, 2)]);
+    world.step(&[(6, 2)], false);
     assert_eq!((world.pool.used(), world.copied), (2 + 5 * 2, 4), "what was rejected takes no page");
     world.check();
     // A hit on what a row holds, and goes on with.
     world.call(&Call::Insert(0, 12));
-    world.step(&[(1, 1)]);
+    world.step(&[(1, 1)], false);
     world.call(&Call::Hit(0, 12));
     let row = &world.rows.last().unwrap().0;
     assert_eq!((row.len(), row.pages().len()), (12, 3));

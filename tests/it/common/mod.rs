@@ -15,10 +15,21 @@ use serde::Deserialize;
 pub use alone::{alone, alone_with, is_alone, name_of};
 
 /// All decoders, the reference first.
-pub const DECODERS: [Decoder; 3] =
-    [Decoder::Naive, Decoder::Kv(CacheStorage::Growing), Decoder::Kv(CacheStorage::Preallocated)];
+pub const DECODERS: [Decoder; 4] = [
+    Decoder::Naive,
+    Decoder::Kv(CacheStorage::Growing),
+    Decoder::Kv(CacheStorage::Preallocated),
+    Decoder::Kv(CacheStorage::Paged),
+];
 
-pub const STORAGES: [CacheStorage; 2] = [CacheStorage::Growing, CacheStorage::Preallocated];
+pub const STORAGES: [CacheStorage; 3] = [CacheStorage::Growing, CacheStorage::Preallocated, CacheStorage::Paged];
+
+/// Bytes of a cache of f32 of so many rows of up to `tokens` tokens that holds each of them once: in whole pages, where there are some.
+pub fn kv_bytes(config: &Gpt2Config, rows: usize, tokens: usize) -> usize {
+    let page_len = config.n_positions.min(64).next_multiple_of(16);
+    let tokens = if backends::has_page_kernels(&device()) { tokens.next_multiple_of(page_len) } else { tokens };
+    2 * config.n_layer * rows * tokens * config.n_embd * 4
+}
 
 /// The CPU, or the first device that is named in `GPT2_BURN_TEST_DEVICE`.
 pub fn device() -> Device {
