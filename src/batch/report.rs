@@ -1,5 +1,7 @@
 //! [`BatchReport`] and [`StepReport`]: what was done.
 
+use crate::cache::PageCounts;
+
 /// What a batch has done so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -22,6 +24,8 @@ pub struct BatchReport {
     pub leaves: usize,
     /// Most bytes that caches had reserved.
     pub kv_bytes: usize,
+    /// Most pages of the model's cache that were in use, and that several rows shared; and those that were copied.
+    pub pages: PageCounts,
 }
 
 /// What a step did.

@@ -42,10 +42,10 @@ impl Batch<'_> {
         if steps < 2 || !self.multi_step(steps, &mut step, &mut events)? {
             decoded = self.compute(&mut step, &mut events)?;
         }
-        self.note_kv_bytes();
+        self.note_memory();
         self.remove_ended(&events);
         self.end_empty(&mut events);
-        self.note_kv_bytes();
+        self.note_memory();
         step.new_tokens = events.iter().filter(|event| matches!(event, RowEvent::Token(_))).count();
         step.computed_tokens = self.runner.computed_tokens() - computed;
         step.seconds = started.elapsed().as_secs_f64();
@@ -329,8 +329,10 @@ impl Batch<'_> {
         decoded
     }
 
-    fn note_kv_bytes(&mut self) {
+    fn note_memory(&mut self) {
         let of_draft = self.speculating.as_ref().map_or(0, Speculating::kv_bytes);
         self.report.kv_bytes = self.report.kv_bytes.max(self.runner.kv_bytes() + of_draft);
+        let (now, most) = (self.runner.pages(), &mut self.report.pages);
+        (most.used, most.shared, most.copied) = (most.used.max(now.used), most.shared.max(now.shared), now.copied);
     }
 }

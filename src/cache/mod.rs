@@ -19,6 +19,7 @@ use crate::memory::{check_buffer, product};
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
 use buffers::Buffers;
 pub use config::KvCacheConfig;
+pub use paged::PageCounts;
 pub(crate) use paged::page_len;
 use paged::{Growth, Pages};
 pub(crate) use rows::retain;
@@ -185,6 +186,14 @@ impl KvCache {
                 Held::Buffers(buffers) => buffers.bytes(),
                 Held::Pages(pages) => pages.bytes(),
             },
+        }
+    }
+
+    /// What its pages are used for; nothing where there are none.
+    pub fn pages(&self) -> PageCounts {
+        match &self.held {
+            Held::Buffers(_) => PageCounts::default(),
+            Held::Pages(pages) => pages.counts(),
         }
     }
 

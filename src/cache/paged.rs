@@ -24,6 +24,20 @@ pub struct Pages {
     rows: Vec<PageRow>,
     slabs: Slabs,
     storage: CacheStorage,
+    /// Pages that were copied.
+    copied: usize,
+}
+
+/// What the pages of a cache are used for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct PageCounts {
+    /// Pages that some row refers to.
+    pub used: usize,
+    /// Of those, pages that several rows refer to.
+    pub shared: usize,
+    /// Pages that were copied, since rows went on with what others see.
+    pub copied: usize,
 }
 
 /// What a step asks for, in bytes of the pages that are in use at most.
@@ -55,6 +69,7 @@ impl Pages {
             rows: Vec::new(),
             slabs: Slabs::new(layers, [heads, page_len, head_dim], is_written, dtype, device),
             storage,
+            copied: 0,
         }
     }
 
@@ -66,6 +81,11 @@ impl Pages {
     /// Makes the memory of so many pages.
     pub fn preallocate(&mut self, pages: usize) {
         self.slabs.make_room(pages + 1, self.pool.most_used() + 1);
+    }
+
+    /// What they are used for.
+    pub fn counts(&self) -> PageCounts {
+        PageCounts { used: self.pool.used(), shared: self.pool.shared(), copied: self.copied }
     }
 
     /// Bytes of so many pages.
@@ -97,6 +117,7 @@ impl Pages {
         let most = self.pool.used().saturating_add(self.pool.needed(&rows));
         make_room(&self.pool, &mut self.slabs, expected, most, check)?;
         let copies = self.pool.reserve(&mut rows).expect("there is no limit but the one that was checked");
+        self.copied += copies.len();
         let copies = copies.iter().map(|copy| [copy.from, copy.to].map(|page| page.index() as u32));
         self.slabs.copy(&copies.collect());
         Ok(())
@@ -114,7 +135,9 @@ impl Pages {
             let pairs = row.pages().iter().zip(renewed.pages()).take(row.len().div_ceil(self.pool.page_len()));
             pairs.map(|(from, to)| [from, to].map(|page| page.index() as u32)).collect::<Vec<_>>()
         };
-        self.slabs.copy(&self.rows.iter().zip(&renewed).flat_map(pairs).collect());
+        let copies: Arc<[[u32; 2]]> = self.rows.iter().zip(&renewed).flat_map(pairs).collect();
+        self.copied += copies.len();
+        self.slabs.copy(&copies);
         for ((row, mut renewed), _) in self.rows.iter_mut().zip(renewed).zip(new).filter(|(_, new)| **new > 0) {
             self.pool.advance(&mut renewed, row.len());
             std::mem::swap(row, &mut renewed);

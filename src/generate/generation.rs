@@ -133,6 +133,7 @@ impl<'a> Generation<'a> {
         self.report.new_tokens = done.new_tokens;
         self.report.computed_tokens = done.computed_tokens;
         self.report.kv_bytes = done.kv_bytes;
+        self.report.pages = done.pages;
         for event in events {
             match event {
                 RowEvent::Token(token) => self.note(token),

@@ -2,6 +2,7 @@
 
 use super::Decoder;
 use crate::batch::{FinishReason, TokenLogprobs};
+use crate::cache::PageCounts;
 use crate::prefix::Sharing;
 use crate::speculative::SpeculationReport;
 use crate::summary::median;
@@ -87,6 +88,8 @@ pub struct Report {
     pub multi_steps: usize,
     /// Most bytes that the key-value cache had reserved, and a draft model's; 0 without one.
     pub kv_bytes: usize,
+    /// Most pages of the model's cache that were in use, and that several rows shared; and those that were copied.
+    pub pages: PageCounts,
     /// What drafts were worth; none if there were none.
     pub speculation: Option<SpeculationReport>,
 }

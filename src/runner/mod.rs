@@ -10,7 +10,7 @@ mod prefill;
 
 use burn::tensor::{DType, Tensor};
 
-use crate::cache::retain;
+use crate::cache::{PageCounts, retain};
 use crate::model::MultiStep;
 use crate::prefix::Prefixes;
 use crate::{CacheStorage, Error, Gpt2, KvCache, KvCacheConfig, Logits, Result, TokenBatch};
@@ -104,6 +104,11 @@ impl<'a> Runner<'a> {
     /// Bytes that the cache has reserved.
     pub fn kv_bytes(&self) -> usize {
         self.cache.as_ref().map_or(0, |cache| cache.bytes().reserved)
+    }
+
+    /// What the pages of the cache are used for.
+    pub fn pages(&self) -> PageCounts {
+        self.cache.as_ref().map_or(PageCounts::default(), KvCache::pages)
     }
 
     /// Adds an empty row behind the last one; returns which it is.

@@ -2,7 +2,9 @@
 
 use super::{Runner, Turn, common};
 use crate::Result;
-use crate::prefix::{Reuse, sources};
+use crate::backends::has_page_kernels;
+use crate::cache::page_len;
+use crate::prefix::{Reuse, Source, sources};
 
 /// A row that lacks some of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -39,10 +41,16 @@ impl Runner<'_> {
     /// Lets rows, in the order of their arrival, take what others have computed of their tokens, all but the last `spare`; says of
     /// each whether it has to wait for what another one will compute.
     ///
-    /// With a cache of prefixes, what two rows begin with is computed by the first of them; without one, or in its
-    /// [exact](Reuse::Exact) way, equal rows are one.
+    /// With a cache of prefixes, what two rows begin with is computed by the first of them; in its [exact](Reuse::Exact) way, equal
+    /// rows are one. Without such a cache it is so too, and where rows share pages and who computes a token makes no difference to it, a
+    /// row waits for another one that saves it a whole page.
     pub fn share(&mut self, pending: &[Pending<'_>], spare: usize) -> Result<Vec<bool>> {
-        let reuse = self.config.prefixes.as_ref().map_or(Reuse::Exact, |prefixes| prefixes.cache().reuse());
+        let shares_pages = self.model.is_packed() && has_page_kernels(&self.model.device());
+        let (reuse, least) = match &self.config.prefixes {
+            Some(prefixes) => (prefixes.cache().reuse(), 1),
+            None if shares_pages => (Reuse::Radix, page_len(self.model.config().n_positions)),
+            None => (Reuse::Exact, 1),
+        };
         if pending.is_empty() || self.rows() < 2 {
             return Ok(vec![false; pending.len()]);
         }
@@ -60,7 +68,11 @@ impl Runner<'_> {
         let found = sources(&sequences, &known, reuse, spare).split_off(first);
         let mut waits = Vec::with_capacity(pending.len());
         for (pending, source) in pending.iter().zip(found) {
-            let Some(source) = source else {
+            let is_worth_it = |source: &Source| {
+                let is_all = source.tokens + spare >= pending.tokens.len();
+                is_all || source.tokens - self.known(pending.row, pending.tokens) >= least
+            };
+            let Some(source) = source.filter(is_worth_it) else {
                 waits.push(false);
                 continue;
             };

@@ -4,6 +4,7 @@
 //!     gpt2 compare --mode latency
 //!     gpt2 compare --config gpt2 --batch-size 8
 //!     gpt2 compare --config gpt2 --batch-size 8 --prompt-length 960 --ragged
+//!     gpt2 compare --config gpt2 --prompt-length 912 --shared-tokens 896 --max-new-tokens 16
 //!     gpt2 compare --mode latency --draft embedded --draft-len 2
 //!     gpt2 compare --mode latency --config gpt2-large --draft-config gpt2 --agreement 0.75
 //!
@@ -17,6 +18,7 @@ use clap::ValueEnum;
 use clap::builder::RangedU64ValueParser;
 use gpt2_burn::backends::describe;
 use gpt2_burn::burn::tensor::{DType, Device};
+use gpt2_burn::cache::PageCounts;
 use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Stop};
 use gpt2_burn::measure::{Verdict, check_greedy_against, logit_drift};
 use gpt2_burn::measure::{median, process_memory, quantile, reset_peak_memory};
@@ -53,6 +55,9 @@ pub struct Args {
     /// with
     #[arg(long)]
     ragged: bool,
+    /// Tokens that all prompts begin with
+    #[arg(long, default_value_t = 0, value_name = "S")]
+    shared_tokens: usize,
     /// Tokens to add to each prompt; default: 128 for throughput, 256 for latency
     #[arg(long, alias = "max_new_tokens", value_name = "N", value_parser = at_least_one())]
     max_new_tokens: Option<usize>,
@@ -134,7 +139,7 @@ impl Args {
             given.refuse(&["cache_dtype"], "has no effect: naive decoding has no cache")?;
         }
         if self.rows() == 1 {
-            given.refuse(&["ragged"], "has no effect: there is one row (see --batch-size)")?;
+            given.refuse(&["ragged", "shared_tokens"], "has no effect: there is one row (see --batch-size)")?;
         }
         Ok(())
     }
@@ -163,6 +168,8 @@ struct Work {
     /// Of the longest prompt.
     prompt_tokens: usize,
     new_tokens: usize,
+    /// Tokens that all prompts begin with.
+    shared_tokens: usize,
     /// Whether prompts are computed by themselves too.
     is_ragged: bool,
 }
@@ -178,6 +185,7 @@ struct Run {
     /// What drafts were worth.
     speculation: Option<SpeculationReport>,
     kv_bytes: usize,
+    pages: PageCounts,
     /// New ids of each row; none where only a sample of the steps was computed.
     ids: Option<Vec<Vec<u32>>>,
 }
@@ -301,13 +309,18 @@ fn work(args: &Args, config: &Gpt2Config, tokenizer: Option<&Tokenizer>) -> Resu
         Some(tokenizer) => sample_prompts::held_out(tokenizer, batch, prompt_tokens)?,
         None => sample_prompts::random(config.vocab_size, batch, prompt_tokens, args.seed),
     };
+    if args.shared_tokens > prompt_tokens {
+        return Err(format!("{} shared tokens of prompts of {prompt_tokens}", args.shared_tokens).into());
+    }
+    let shared = prompts[0][..args.shared_tokens].to_vec();
+    prompts.iter_mut().for_each(|prompt| prompt[..shared.len()].copy_from_slice(&shared));
     if args.ragged {
         let min_len = prompt_tokens.min(16);
         for (row, prompt) in prompts.iter_mut().enumerate() {
             prompt.truncate(min_len + row * (prompt_tokens - min_len) / (batch - 1));
         }
     }
-    Ok(Work { prompts, prompt_tokens, new_tokens, is_ragged: args.ragged })
+    Ok(Work { prompts, prompt_tokens, new_tokens, shared_tokens: args.shared_tokens, is_ragged: args.ragged })
 }
 
 /// Runs every decoder untimed, and decides how much of naive decoding can be timed.
@@ -384,6 +397,7 @@ fn whole(generator: &Generator, work: &Work) -> Result<Run, Failure> {
         decode_seconds: report.decode_seconds,
         speculation: report.speculation,
         kv_bytes: report.kv_bytes,
+        pages: report.pages,
         ids: Some(output.completions.into_iter().map(|completion| completion.ids).collect()),
     })
 }
@@ -447,6 +461,10 @@ fn row(
         sampled_steps: candidate.sampled.as_ref().map(Vec::len),
         peak_bytes: candidate.peak_bytes,
         kv_bytes: candidate.runs.iter().map(|run| run.kv_bytes).max().unwrap_or(0),
+        shared_tokens: work.shared_tokens,
+        pages_used: candidate.runs.iter().map(|run| run.pages.used).max().unwrap_or(0),
+        pages_shared: candidate.runs.iter().map(|run| run.pages.shared).max().unwrap_or(0),
+        pages_copied: candidate.runs.iter().map(|run| run.pages.copied).max().unwrap_or(0),
         equal: verdict.is_equal(),
         ties: verdict.ties,
         diverged_rows: verdict.diverged_rows,

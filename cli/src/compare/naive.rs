@@ -1,5 +1,6 @@
 //! Naive decoding, of which some steps can stand for all: the time of a step depends on its length alone.
 
+use gpt2_burn::cache::PageCounts;
 use gpt2_burn::generate::Generator;
 
 use super::{Run, Work, request};
@@ -37,6 +38,7 @@ pub fn sample(generator: &Generator, work: &Work, ids: &[Vec<u32>], sampled: &[u
         step_seconds: all[1..].to_vec(),
         speculation: None,
         kv_bytes: 0,
+        pages: PageCounts::default(),
         ids: None,
     })
 }

@@ -47,6 +47,13 @@ pub struct Row {
     pub sampled_steps: Option<usize>,
     pub peak_bytes: Option<usize>,
     pub kv_bytes: usize,
+    /// Tokens that all prompts begin with.
+    pub shared_tokens: usize,
+    /// Most pages of the cache that were in use; 0 if it is in one piece.
+    pub pages_used: usize,
+    /// Most pages that several rows shared.
+    pub pages_shared: usize,
+    pub pages_copied: usize,
     pub equal: bool,
     pub ties: usize,
     pub diverged_rows: usize,
@@ -115,6 +122,13 @@ pub fn print(rows: &[Row], json: bool) -> Result<(), Failure> {
                 row.ttft_seconds / alone,
             )?;
         }
+    }
+    for row in rows.iter().filter(|row| row.shared_tokens > 0 && row.pages_used > 0) {
+        writeln!(
+            out,
+            "{} on {}: {} pages in use at most, of which rows share {}; {} were copied",
+            row.decoder, row.device, row.pages_used, row.pages_shared, row.pages_copied,
+        )?;
     }
     for speculation in rows.iter().filter_map(|row| row.speculation.as_ref()) {
         writeln!(out, "{}", speculation.words)?;
