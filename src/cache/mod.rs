@@ -28,7 +28,7 @@ pub(crate) use states::{States, rectangle};
 
 /// How a cache holds its keys and values.
 ///
-/// On CPUs with kernels all of them are over pages of up to 64 positions, and the same numbers come out of all. Other devices have
+/// On CPUs with kernels all of them are over pages of 64 positions (16 in models of up to 64), and the same numbers come out of all. Other devices have
 /// a buffer of all rows in each layer.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

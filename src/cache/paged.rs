@@ -11,10 +11,10 @@ use super::{CacheStorage, KvSegment, States, retain};
 use crate::Result;
 use crate::backends::PagedRow;
 
-/// Positions of a page of a model of so many: whole registers of the kernels.
+/// Positions of a page of a model of so many. Both are whole registers of the kernels; the shorter one is for models so small that
+/// rows would have one page, and share none.
 pub fn page_len(n_positions: usize) -> usize {
-    const REGISTER: usize = 16;
-    n_positions.clamp(1, 64).next_multiple_of(REGISTER)
+    if n_positions > 64 { 64 } else { 16 }
 }
 
 /// The pages of all rows: which are whose, and their memory.

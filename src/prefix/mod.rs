@@ -10,8 +10,8 @@ mod store;
 #[cfg(feature = "files")]
 pub(crate) use file::Reader;
 pub use fingerprint::Fingerprint;
+pub(crate) use gpt2_burn_core::prefix::sources;
 pub use gpt2_burn_core::prefix::{Entry, Match, Payload, Plan, PromptChunk, RadixTree, Reuse, TreeStats};
-pub(crate) use gpt2_burn_core::prefix::{Source, sources};
 pub(crate) use of_model::Prefixes;
 pub use sharing::Sharing;
 pub use store::{Pin, PrefixCache};

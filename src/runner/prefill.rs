@@ -4,7 +4,7 @@ use super::{Runner, Turn, common};
 use crate::Result;
 use crate::backends::has_page_kernels;
 use crate::cache::page_len;
-use crate::prefix::{Reuse, Source, sources};
+use crate::prefix::{Reuse, sources};
 
 /// A row that lacks some of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -45,12 +45,7 @@ impl Runner<'_> {
     /// rows are one. Without such a cache it is so too, and where rows share pages and who computes a token makes no difference to it, a
     /// row waits for another one that saves it a whole page.
     pub fn share(&mut self, pending: &[Pending<'_>], spare: usize) -> Result<Vec<bool>> {
-        let shares_pages = self.model.is_packed() && has_page_kernels(&self.model.device());
-        let (reuse, least) = match &self.config.prefixes {
-            Some(prefixes) => (prefixes.cache().reuse(), 1),
-            None if shares_pages => (Reuse::Radix, page_len(self.model.config().n_positions)),
-            None => (Reuse::Exact, 1),
-        };
+        let reuse = self.config.prefixes.as_ref().map_or(Reuse::Exact, |prefixes| prefixes.cache().reuse());
         if pending.is_empty() || self.rows() < 2 {
             return Ok(vec![false; pending.len()]);
         }
@@ -65,14 +60,17 @@ impl Runner<'_> {
         };
         let sequences: Vec<&[u32]> = rows.iter().enumerate().map(tokens).collect();
         let known: Vec<usize> = rows.iter().zip(&sequences).map(|(&row, tokens)| self.known(row, tokens)).collect();
-        let found = sources(&sequences, &known, reuse, spare).split_off(first);
+        let mut found = sources(&sequences, &known, reuse, spare);
+        if self.shares_pages() {
+            let page_len = page_len(self.model.config().n_positions);
+            let shared = sources(&sequences, &known, Reuse::Radix, spare).into_iter().zip(&known);
+            let of_pages = shared.map(|(source, known)| source.filter(|source| source.tokens >= known + page_len));
+            found = found.into_iter().zip(of_pages).map(|(found, of_pages)| found.or(of_pages)).collect();
+        }
+        let found = found.split_off(first);
         let mut waits = Vec::with_capacity(pending.len());
         for (pending, source) in pending.iter().zip(found) {
-            let is_worth_it = |source: &Source| {
-                let is_all = source.tokens + spare >= pending.tokens.len();
-                is_all || source.tokens - self.known(pending.row, pending.tokens) >= least
-            };
-            let Some(source) = source.filter(is_worth_it) else {
+            let Some(source) = source else {
                 waits.push(false);
                 continue;
             };
@@ -84,6 +82,13 @@ impl Runner<'_> {
             waits.push(!is_there);
         }
         Ok(waits)
+    }
+
+    /// Whether rows take whole pages from each other without a cache of prefixes: that costs nothing, and who computes a token makes no
+    /// difference to it.
+    fn shares_pages(&self) -> bool {
+        let is_exact = self.model.is_packed() && has_page_kernels(&self.model.device());
+        is_exact && self.config.uses_cache && self.config.prefixes.is_none()
     }
 
     /// Computes all that rows lack, whose logits nobody wants.

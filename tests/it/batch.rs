@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use gpt2_burn::backends::has_page_kernels;
 use gpt2_burn::batch::{Batch, BatchOptions, BatchReport, RowEvent, RowId, RowRequest, RowToken};
 use gpt2_burn::generate::{ContextEnd, Decoder, FinishReason, Generator, Prompt, Stop};
 use gpt2_burn::prefix::{PrefixCache, Reuse};
@@ -12,7 +13,7 @@ use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Speculation};
 use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, WeightFormat};
 use proptest::prelude::*;
 
-use crate::common::{STORAGES, kv_bytes, random_model, small_config};
+use crate::common::{STORAGES, device, kv_bytes, random_model, small_config};
 
 fn model() -> Gpt2 {
     random_model(small_config()).pack(WeightFormat::F32).unwrap()
@@ -89,7 +90,9 @@ enum Action {
 
 /// Rows whose prompts begin with a part of one of a few texts.
 fn rows() -> impl Strategy<Value = RowRequest> {
-    let prompt = (0_u32..3, 0_usize..16, proptest::collection::vec(0_u32..61, 0..6)).prop_map(|(text, cut, more)| {
+    // Up to two pages, and as few texts as make rows share them.
+    let cut = prop_oneof![1 => 0_usize..16, 2 => 16_usize..34];
+    let prompt = (0_u32..3, cut, proptest::collection::vec(0_u32..61, 0..6)).prop_map(|(text, cut, more)| {
         let mut ids: Vec<u32> = (0..cut as u32).map(|at| (at * 7 + text * 11) % 61).chain(more).collect();
         if ids.is_empty() {
             ids.push(text);
@@ -160,12 +163,17 @@ fn cases(default: u32) -> ProptestConfig {
 
 #[test]
 fn any_schedule_gives_each_row_what_it_gets_alone() {
-    let model = model();
+    let model = random_model(Gpt2Config { n_positions: 40, ..small_config() }).pack(WeightFormat::F32).unwrap();
     let [joins, leaves, hits, accepted, cancelled, finished] = [(); 6].map(|()| AtomicUsize::new(0));
+    let [shared, copied] = [(); 2].map(|()| AtomicUsize::new(0));
     let count = |counter: &AtomicUsize, more: usize| counter.fetch_add(more, Ordering::Relaxed);
     proptest!(cases(300), |(
         actions in schedules(),
-        storage in prop_oneof![1 => Just(CacheStorage::Growing), 2 => Just(CacheStorage::Preallocated)],
+        storage in prop_oneof![
+            1 => Just(CacheStorage::Growing),
+            1 => Just(CacheStorage::Preallocated),
+            3 => Just(CacheStorage::Paged),
+        ],
         max_rows in 1_usize..7,
         step_tokens in prop_oneof![3 => 1_usize..40, 1 => Just(usize::MAX)],
         max_wait in 0_usize..4,
@@ -232,7 +240,15 @@ fn any_schedule_gives_each_row_what_it_gets_alone() {
         count(&accepted, batch.speculation().map_or(0, |report| report.accepted));
         count(&cancelled, gone.len());
         count(&finished, asked.len() - gone.len());
+        if storage == CacheStorage::Paged {
+            count(&shared, report.pages.shared);
+            count(&copied, report.pages.copied);
+        }
     });
+    if has_page_kernels(&device()) {
+        let counts = [&shared, &copied].map(|count| count.load(Ordering::Relaxed));
+        assert!(counts.iter().all(|count| *count > 20), "pages shared and copied: {counts:?}");
+    }
     let counts = [&joins, &leaves, &hits, &accepted, &cancelled, &finished].map(|count| count.load(Ordering::Relaxed));
     assert!(counts.iter().all(|count| *count > 20), "joins, leaves, hits, accepted, cancelled, finished: {counts:?}");
 }
@@ -264,6 +280,24 @@ fn equal_prompts_are_computed_once() {
     // With room for one at a time nobody computes it for another.
     let (_, report) = run(&generator, BatchOptions::default().with_max_rows(1), &rows);
     assert_eq!((report.computed_prompt_tokens, report.joins), (20, 0));
+}
+
+#[test]
+fn rows_share_whole_pages_without_a_cache_of_prefixes() {
+    if !has_page_kernels(&device()) {
+        return;
+    }
+    let generator = Generator::new(model());
+    let text: Vec<u32> = (1..18).collect();
+    // A page is 16 tokens here: the second row saves one, and the third one would save less.
+    let rows = [&text[..], &[&text[..16], &[40, 41]].concat(), &[&text[..15], &[42, 43]].concat()];
+    let rows: Vec<RowRequest> = rows.iter().map(|ids| request(ids, 4)).collect();
+    let (outcomes, report) = run(&generator, BatchOptions::default(), &rows);
+    assert_eq!((report.computed_prompt_tokens, report.reused_prompt_tokens), (17 + 2 + 17, 16));
+    assert_eq!((report.pages.shared, report.pages.used, report.pages.copied), (1, 5, 0));
+    for (outcome, row) in outcomes.iter().zip(&rows) {
+        assert_eq!(bits(&outcome.tokens), bits(&alone(generator.model(), row).tokens));
+    }
 }
 
 #[test]
@@ -319,7 +353,7 @@ fn rows_come_and_go_in_the_memory_of_others() {
         batch.add(&request(&[id, id + 1, 3], 1 + id as usize % 5)).unwrap();
     }
     Outcomes::default().run(&mut batch);
-    assert_eq!(batch.report().kv_bytes, kv_bytes(&small_config(), 3, 24));
+    assert_eq!(batch.report().kv_bytes, kv_bytes(&small_config(), 3, 8));
     assert!(batch.report().joins > 20 && batch.report().leaves > 20);
 }
 

@@ -152,6 +152,12 @@ fn other_files_are_refused() {
     let restored = generator(&PrefixCache::new(ROOM));
     assert!(matches!(restored.restore_prefixes(&path), Err(Error::Io { .. })));
     assert_refused(&restored, &common::fixture("hf-tiny").join("model.safetensors"), "its format is `pt`");
+    // What was computed with another order of sums.
+    craft(&path, &small_config(), &[]);
+    assert_eq!(restored.restore_prefixes(&path).unwrap(), 0);
+    let old = String::from_utf8(std::fs::read(&path).unwrap()).unwrap().replace(FORMAT, "gpt2-burn prefixes 1");
+    std::fs::write(&path, old).unwrap();
+    assert_refused(&restored, &path, "its format is `gpt2-burn prefixes 1`, not");
     std::fs::write(&path, "not a safetensors file").unwrap();
     assert!(matches!(restored.restore_prefixes(&path), Err(Error::Checkpoint { .. })));
 }
@@ -177,6 +183,9 @@ fn a_file_is_replaced_as_a_whole_or_not_at_all() {
 /// Of a file that `save` did not write: a node's model, the node before it, and its tokens.
 type Node = (String, Option<usize>, Vec<u32>);
 
+/// What a file says it is.
+const FORMAT: &str = "gpt2-burn prefixes 2";
+
 /// Writes a file as `save` does, with keys and values of zeros, for models of one shape.
 fn craft(path: &Path, config: &Gpt2Config, nodes: &[Node]) {
     craft_with_ends(path, config, nodes, &[]);
@@ -200,7 +209,7 @@ fn craft_with_ends(path: &Path, config: &Gpt2Config, nodes: &[Node], ends: &[usi
         }
     }
     let checksum = format!("{:032x}", checksum.digest128());
-    let metadata = [("format", "gpt2-burn prefixes 1".to_owned()), ("nodes", text), ("checksum", checksum)];
+    let metadata = [("format", FORMAT.to_owned()), ("nodes", text), ("checksum", checksum)];
     let metadata: HashMap<String, String> = metadata.map(|(key, text)| (key.to_owned(), text)).into();
     serialize_to_file(tensors, Some(metadata), path).unwrap();
 }

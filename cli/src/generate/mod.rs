@@ -43,7 +43,7 @@ pub struct Args {
     #[command(flatten)]
     prefixes: PrefixArgs,
     /// How the cache holds keys and values
-    #[arg(long, value_enum, default_value = "preallocated")]
+    #[arg(long, value_enum, default_value = "paged")]
     cache: CacheName,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]

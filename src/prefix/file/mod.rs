@@ -11,8 +11,8 @@ pub(crate) use read::Reader;
 
 use serde::{Deserialize, Serialize};
 
-/// What such a file says it is.
-const FORMAT: &str = "gpt2-burn prefixes 1";
+/// What such a file says it is. Keys and values of the first version were computed with another order of sums.
+const FORMAT: &str = "gpt2-burn prefixes 2";
 
 /// What each node has a tensor of.
 const KEYS_AND_VALUES: [&str; 2] = ["keys", "values"];

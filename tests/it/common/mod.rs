@@ -26,7 +26,7 @@ pub const STORAGES: [CacheStorage; 3] = [CacheStorage::Growing, CacheStorage::Pr
 
 /// Bytes of a cache of f32 of so many rows of up to `tokens` tokens that holds each of them once: in whole pages, where there are some.
 pub fn kv_bytes(config: &Gpt2Config, rows: usize, tokens: usize) -> usize {
-    let page_len = config.n_positions.min(64).next_multiple_of(16);
+    let page_len = if config.n_positions > 64 { 64 } else { 16 };
     let tokens = if backends::has_page_kernels(&device()) { tokens.next_multiple_of(page_len) } else { tokens };
     2 * config.n_layer * rows * tokens * config.n_embd * 4
 }
