@@ -72,6 +72,12 @@ impl MemoryLimit {
         }
     }
 
+    /// How many of these bytes may be asked for before they are needed: no more than the system has, if that is known, or few.
+    pub(crate) fn at_most(self, bytes: usize) -> usize {
+        let bytes = self.bytes.map_or(bytes, |limit| bytes.min(limit));
+        if bytes <= LITTLE { bytes } else { bytes.min(Self::system().get().unwrap_or(LITTLE)) }
+    }
+
     /// Checks that so many bytes may be asked for `what`; `usize::MAX` stands for more than can be counted.
     pub(crate) fn check(self, what: &'static str, bytes: usize) -> Result<()> {
         let refused = |limit| Err(Error::OutOfMemory { what, bytes, limit });

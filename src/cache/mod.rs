@@ -20,8 +20,8 @@ use crate::{Error, Gpt2Config, MemoryLimit, Result};
 use buffers::Buffers;
 pub use config::KvCacheConfig;
 pub use paged::PageCounts;
+use paged::Pages;
 pub(crate) use paged::page_len;
-use paged::{Growth, Pages};
 pub(crate) use rows::retain;
 pub use segment::KvSegment;
 pub(crate) use states::{States, rectangle};
@@ -112,16 +112,10 @@ impl KvCache {
     ///
     /// [`Error::OutOfMemory`]. The cache is then as it was.
     pub(crate) fn prepare(&mut self, new: &[usize]) -> Result<()> {
-        let limit = self.config.limit;
-        let check = |Growth { from, to }| {
-            limit.check_growth(WHAT, from, to)?;
-            let system = MemoryLimit::system().get().unwrap_or(0);
-            Ok(limit.get().map_or(system, |bytes| bytes.min(system)))
-        };
         let rows = self.batch().max(self.config.rows);
         match &mut self.held {
             Held::Buffers(_) => Ok(()),
-            Held::Pages(pages) => pages.reserve(new, pages.needed(rows, self.config.capacity), check),
+            Held::Pages(pages) => pages.reserve(new, pages.needed(rows, self.config.capacity), self.config.limit),
         }
     }
 

@@ -8,8 +8,8 @@ use gpt2_burn_core::pages::{PagePool, PageRow};
 
 use super::slabs::Slabs;
 use super::{CacheStorage, KvSegment, States, retain};
-use crate::Result;
 use crate::backends::PagedRow;
+use crate::{MemoryLimit, Result};
 
 /// Positions of a page of a model of so many. Both are whole registers of the kernels; the shorter one is for models so small that
 /// rows would have one page, and share none.
@@ -39,20 +39,6 @@ pub struct PageCounts {
     /// Pages that were copied, since rows went on with what others see.
     pub copied: usize,
 }
-
-/// What a step asks for, in bytes of the pages that are in use at most.
-#[derive(Clone, Copy, Debug)]
-pub struct Growth {
-    /// Before it.
-    pub from: usize,
-    /// With it.
-    pub to: usize,
-}
-
-/// Says whether pages may take so much, and how many bytes they may ever take.
-pub trait Check: FnOnce(Growth) -> Result<usize> {}
-
-impl<F: FnOnce(Growth) -> Result<usize>> Check for F {}
 
 impl Pages {
     /// Without rows, for layers, heads, width of a head and positions of a model.
@@ -102,20 +88,19 @@ impl Pages {
         self.slabs.bytes(pages)
     }
 
-    /// Takes the pages that so many new tokens of each row need, and copies what others see of those that they are written to. Whether
-    /// there may be so many is what `check` says: if not, nothing is changed. When memory is made, it is for `expected` pages, if there
-    /// may be so many.
+    /// Takes the pages that so many new tokens of each row need, and copies what others see of those that they are written to. When
+    /// memory is made, it is for `expected` pages, if the limit lets us.
     ///
     /// # Errors
     ///
-    /// That of `check`.
-    pub fn reserve(&mut self, new: &[usize], expected: usize, check: impl Check) -> Result<()> {
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); nothing is changed then.
+    pub fn reserve(&mut self, new: &[usize], expected: usize, limit: MemoryLimit) -> Result<()> {
         if self.storage == CacheStorage::Growing {
-            return self.renew(new, expected.saturating_mul(2), check);
+            return self.renew(new, expected.saturating_mul(2), limit);
         }
         let mut rows: Vec<(&mut PageRow, usize)> = self.rows.iter_mut().zip(new.iter().copied()).collect();
         let most = self.pool.used().saturating_add(self.pool.needed(&rows));
-        make_room(&self.pool, &mut self.slabs, expected, most, check)?;
+        make_room(&self.pool, &mut self.slabs, expected, most, limit)?;
         let copies = self.pool.reserve(&mut rows).expect("there is no limit but the one that was checked");
         self.copied += copies.len();
         let copies = copies.iter().map(|copy| [copy.from, copy.to].map(|page| page.index() as u32));
@@ -124,12 +109,12 @@ impl Pages {
     }
 
     /// The same in new pages, to which all that the rows hold is copied.
-    fn renew(&mut self, new: &[usize], expected: usize, check: impl Check) -> Result<()> {
+    fn renew(&mut self, new: &[usize], expected: usize, limit: MemoryLimit) -> Result<()> {
         let mut renewed: Vec<PageRow> = self.rows.iter().map(|_| PageRow::default()).collect();
         let lens = self.rows.iter().zip(new).map(|(row, &new)| if new > 0 { row.len().saturating_add(new) } else { 0 });
         let mut rows: Vec<(&mut PageRow, usize)> = renewed.iter_mut().zip(lens).collect();
         let most = self.pool.used().saturating_add(self.pool.needed(&rows));
-        make_room(&self.pool, &mut self.slabs, expected, most, check)?;
+        make_room(&self.pool, &mut self.slabs, expected, most, limit)?;
         self.pool.reserve(&mut rows).expect("there is no limit but the one that was checked");
         let pairs = |(row, renewed): (&PageRow, &PageRow)| {
             let pairs = row.pages().iter().zip(renewed.pages()).take(row.len().div_ceil(self.pool.page_len()));
@@ -233,16 +218,17 @@ impl Pages {
     }
 }
 
-/// Makes room for `most` pages in use, if `check` lets us.
-fn make_room(pool: &PagePool, slabs: &mut Slabs, expected: usize, most: usize, check: impl Check) -> Result<()> {
+/// Makes room for `most` pages in use, if the limit lets us.
+fn make_room(pool: &PagePool, slabs: &mut Slabs, expected: usize, most: usize, limit: MemoryLimit) -> Result<()> {
     if most <= pool.most_used() {
         return Ok(());
     }
-    let allowed = check(Growth { from: slabs.bytes(pool.most_used()), to: slabs.bytes(most) })?;
+    limit.check_growth(super::WHAT, slabs.bytes(pool.most_used()), slabs.bytes(most))?;
     // The first page is nobody's.
     if most >= slabs.pages() {
         // Room that is not used takes no memory, and room that is made later is a copy.
-        let ahead = expected.max(2 * slabs.pages()).min(allowed / slabs.bytes(1).max(1));
+        let wanted = expected.max(2 * slabs.pages());
+        let ahead = limit.at_most(slabs.bytes(wanted)) / slabs.bytes(1).max(1);
         slabs.make_room(most.max(ahead) + 1, pool.most_used() + 1);
     }
     Ok(())

@@ -58,13 +58,13 @@ impl Slabs {
                 true => Tensor::ones(shape, (device, dtype)),
                 false => backends::new_pages(shape, dtype, device),
             };
-            match slab.filter(|_| held > 0) {
+            match slab {
                 Some(slab) => new.slice_assign([0..held, 0..heads, 0..page_len, 0..head_dim], slab.narrow(0, 0, held)),
                 None => new,
             }
         };
-        // Most of the time goes into asking for memory, which threads do faster.
-        Threads::for_each(self.layers.iter_mut().collect(), |layer| {
+        let written = self.bytes(if is_written { pages } else { held });
+        for_each(&mut self.layers, written, |layer| {
             let [keys, values] = layer.take().map_or([None, None], |layer| layer.map(Some));
             *layer = Some([longer(keys), longer(values)]);
         });
@@ -87,7 +87,8 @@ impl Slabs {
         if copies.is_empty() {
             return;
         }
-        Threads::for_each(self.layers.iter_mut().collect(), |layer| {
+        let written = self.bytes(copies.len());
+        for_each(&mut self.layers, written, |layer| {
             *layer = layer.take().map(|slabs| backends::copy_pages(slabs, copies.clone()));
         });
     }
@@ -109,5 +110,17 @@ impl Slabs {
 
     fn take(&mut self, layer: usize) -> [Tensor<4>; 2] {
         self.layers[layer].take().expect("a step takes its pages before it writes to them")
+    }
+}
+
+/// Bytes below which threads take longer to wake than to write them.
+const WORTH_THREADS: usize = 1 << 20;
+
+/// Does `work` on each layer, in all of which so many bytes are written: by several threads, since most of the time goes into asking the
+/// system for memory, which they do faster.
+fn for_each<T: Send>(layers: &mut [T], written: usize, work: impl Fn(&mut T) + Send + Sync) {
+    match written < WORTH_THREADS {
+        true => layers.iter_mut().for_each(work),
+        false => Threads::for_each(layers.iter_mut().collect(), work),
     }
 }

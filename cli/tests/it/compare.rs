@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{failure, json, path, text};
+use crate::{failure, json, path, positions, text};
 
 #[test]
 fn compare_times_every_decoder_and_finds_them_equal() {
@@ -23,8 +23,13 @@ fn compare_times_every_decoder_and_finds_them_equal() {
             assert!((figure("tokens_per_second") * figure("seconds") - 24.0).abs() < 1e-6);
             assert_eq!((figure("batch"), figure("prompt_tokens"), figure("new_tokens")), (3.0, 5.0, 8.0));
             let naive = row["decoder"] == "naive";
-            // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes
-            assert_eq!(figure("kv_bytes"), if naive { 0.0 } else { (2 * 2 * 3 * 12 * 32 * 4) as f64 });
+            // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes, in pages; a growing cache has those that it copies from, too.
+            let times = match row["decoder"].as_str() {
+                Some("naive") => 0,
+                Some("kv-growing") if positions(12) > 12 => 2,
+                _ => 1,
+            };
+            assert_eq!(figure("kv_bytes"), (times * 2 * 2 * 3 * positions(12) * 32 * 4) as f64);
             assert_eq!(row["sampled_steps"].as_u64(), sampled.filter(|_| naive));
         }
     }
@@ -112,4 +117,23 @@ fn compare_reads_the_held_out_text_and_refuses_what_cannot_be() {
     let rows = json("compare", &[&small[..], &["--cache-dtype", "f16", "--num-warmup", "0"]].concat());
     assert_eq!((rows[0]["cache_dtype"].as_str(), rows[2]["cache_dtype"].as_str()), (Some("f32"), Some("f16")));
     assert_eq!(rows[0]["equal"].as_bool(), Some(true));
+}
+
+#[test]
+fn compare_takes_prompts_that_begin_alike() {
+    let fixed = ["--batch-size", "4", "--prompt-length", "40", "--max-new-tokens", "4", "--num-samples", "1"];
+    let shared = [&fixed[..], &["--shared-tokens", "32", "--decoders", "naive,kv-preallocated,kv-paged"]].concat();
+    let rows = json("compare", &[&shared[..], &["--model", &path("hf-tiny")]].concat());
+    for row in rows.as_array().unwrap() {
+        assert_eq!((row["equal"].as_bool(), row["shared_tokens"].as_u64()), (Some(true), Some(32)), "{row}");
+        let pages = ["pages_used", "pages_shared", "pages_copied"].map(|name| row[name].as_u64().unwrap());
+        let has_pages = row["decoder"] != "naive" && positions(1) > 1;
+        // Two pages of 16 tokens for all, and another of each row.
+        assert_eq!(pages, if has_pages { [2 + 4, 2, 0] } else { [0; 3] }, "{row}");
+    }
+    assert_eq!(text("compare", &shared).contains("pages in use at most, of which rows share"), positions(1) > 1);
+    let error = failure("compare", &[&fixed[..], &["--shared-tokens", "41"]].concat());
+    assert!(error.contains("41 shared tokens of prompts of 40"), "{error}");
+    let alone = ["--mode", "latency", "--shared-tokens", "3"];
+    assert!(failure("compare", &alone).contains("--shared-tokens has no effect"));
 }

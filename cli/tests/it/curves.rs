@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{failure, json, path};
+use crate::{failure, json, path, positions};
 
 #[test]
 fn latency_curves_measures_every_point_and_writes_a_report_that_needs_nothing_else() {
@@ -43,8 +43,9 @@ fn latency_curves_measures_every_point_and_writes_a_report_that_needs_nothing_el
             assert!(of(point) < 4.0 * of(plain), "a verification of 3 tokens and two steps of half the layers");
         }
         assert_eq!(point["timed_steps"].as_u64(), (naive && figure("new_tokens") > 5.0).then_some(5));
-        // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes
-        let kv = 2.0 * 2.0 * 2.0 * (figure("prompt_tokens") + figure("new_tokens") - 1.0) * 32.0 * 4.0;
+        // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes, in pages
+        let tokens = (figure("prompt_tokens") + figure("new_tokens") - 1.0) as usize;
+        let kv = (2 * 2 * 2 * positions(tokens) * 32 * 4) as f64;
         let weights = sweeps[0]["points"][0]["accounted_bytes"].as_f64().unwrap();
         assert_eq!(figure("accounted_bytes") - weights, if naive { 0.0 } else { kv });
         assert!(point["memory_bytes"].is_u64() || !cfg!(target_os = "linux"), "{point}");

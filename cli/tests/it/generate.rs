@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::{Expected, embedded_files, failure, json, list, path, text};
+use crate::{Expected, embedded_files, failure, json, list, path, positions, text};
 
 #[test]
 fn generate_gives_the_recorded_greedy_ids_with_every_decoder() {
@@ -41,8 +41,8 @@ fn generate_json_has_every_field() {
     let stats = &output["stats"];
     assert_eq!((stats["prompt_tokens"].as_u64(), stats["new_tokens"].as_u64()), (Some(4), Some(20)));
     assert!(stats["prefill_seconds"].as_f64().unwrap() > 0.0 && stats["decode_seconds"].as_f64().unwrap() > 0.0);
-    // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes
-    assert_eq!(stats["kv_bytes"].as_u64(), Some(2 * 2 * 4 * 7 * 32 * 4));
+    // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes, in pages
+    assert_eq!(stats["kv_bytes"].as_u64(), Some((2 * 2 * 4 * positions(7) * 32 * 4) as u64));
     let naive = json("generate", &["--model", &model, "--prompt-ids", "1", "--decoder", "naive"]);
     assert_eq!(naive["stats"]["kv_bytes"].as_u64(), Some(0));
 }

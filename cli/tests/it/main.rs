@@ -46,6 +46,12 @@ fn failure(command: &str, args: &[&str]) -> String {
 }
 
 /// A file or folder of the repository's `tests/fixtures`.
+/// Positions that a cache of the small models has for so many tokens of a row: whole pages, where there are some.
+fn positions(tokens: usize) -> usize {
+    let has_pages = gpt2_burn::device("flex").is_ok_and(|device| gpt2_burn::backends::has_page_kernels(&device));
+    if has_pages { tokens.next_multiple_of(16) } else { tokens }
+}
+
 fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures").join(name)
 }
