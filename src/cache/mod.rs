@@ -34,7 +34,8 @@ pub(crate) use states::{States, rectangle};
 #[non_exhaustive]
 pub enum CacheStorage {
     /// Pages that are taken as tokens come, and shared by rows that begin alike: nothing is copied when rows fork, are reordered, leave
-    /// or are cut, but the last page of a row before its next token, if others see it. On devices without kernels for pages, as
+    /// or are cut, but the last page of a row before its next token, if others see it. In a batch of a packed model, what rows
+    /// have in common of whole pages is computed by one of them, and read once a step for all. On devices without kernels for pages, as
     /// [`Preallocated`](Self::Preallocated).
     #[default]
     Paged,
@@ -117,6 +118,11 @@ impl KvCache {
             Held::Buffers(_) => Ok(()),
             Held::Pages(pages) => pages.reserve(new, pages.needed(rows, self.config.capacity), self.config.limit),
         }
+    }
+
+    /// Whether rows can share what they hold.
+    pub(crate) fn is_paged(&self) -> bool {
+        matches!(self.held, Held::Pages(_))
     }
 
     /// Which row of the buffers a row is.

@@ -58,7 +58,7 @@ pub struct Generator {
 }
 
 impl Generator {
-    /// A generator without a tokenizer that decodes with a preallocated cache.
+    /// A generator without a tokenizer that decodes with a cache in pages.
     ///
     /// Of a model that is being trained it takes [`valid`](burn::module::Module::valid), which computes without dropout and
     /// records no gradients.

@@ -1,10 +1,10 @@
 //! The room for prefill: what rows lack of their tokens is looked up, taken from each other, and computed once.
 
 use super::{Runner, Turn, common};
-use crate::Result;
 use crate::backends::has_page_kernels;
 use crate::cache::page_len;
 use crate::prefix::{Reuse, sources};
+use crate::{CacheStorage, KvCache, Result};
 
 /// A row that lacks some of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -29,21 +29,36 @@ impl Runner<'_> {
         self.multi_step = None;
         self.make_cache()?;
         self.truncate(row, 0)?;
+        let (mut copied, mut parts) = (0, lease.parts.as_slice());
+        if let Some((from, shared)) = self.row_to_share(row, tokens) {
+            // Whole parts of what was found, of which the others are behind them.
+            while let Some(((_, len), rest)) = parts.split_first().filter(|((_, len), _)| copied + len <= shared) {
+                (copied, parts) = (copied + len, rest);
+            }
+            self.copy(from, &[row], copied)?;
+        }
         let Some(cache) = &mut self.cache else { return Ok(()) };
-        let mut parts = vec![Vec::new(); cache.batch()];
-        let found = lease.tokens();
-        parts[row].clone_from(&lease.parts);
-        cache.append_segments(&parts)?;
-        self.held[row] = tokens[..found].to_vec();
+        let mut of_rows = vec![Vec::new(); cache.batch()];
+        of_rows[row] = parts.to_vec();
+        cache.append_segments(&of_rows)?;
+        self.held[row] = tokens[..lease.tokens()].to_vec();
         Ok(())
+    }
+
+    /// Another row whose pages a row can share, and how many of its tokens are in them.
+    fn row_to_share(&self, row: usize, tokens: &[u32]) -> Option<(usize, usize)> {
+        let is_paged = self.cache.as_ref().is_some_and(KvCache::is_paged);
+        let others = (0..self.rows()).filter(|&other| is_paged && other != row);
+        let known = others.map(|other| (other, self.known(other, tokens)));
+        known.max_by_key(|(_, known)| *known).filter(|(_, known)| *known > 0)
     }
 
     /// Lets rows, in the order of their arrival, take what others have computed of their tokens, all but the last `spare`; says of
     /// each whether it has to wait for what another one will compute.
     ///
     /// With a cache of prefixes, what two rows begin with is computed by the first of them; in its [exact](Reuse::Exact) way, equal
-    /// rows are one. Without such a cache it is so too, and where rows share pages and who computes a token makes no difference to it, a
-    /// row waits for another one that saves it a whole page.
+    /// rows are one. Without such a cache it is so too, and a row of a [paged](CacheStorage::Paged) one, where who computes a token makes no
+    /// difference to it, waits for another row that saves it a whole page.
     pub fn share(&mut self, pending: &[Pending<'_>], spare: usize) -> Result<Vec<bool>> {
         let reuse = self.config.prefixes.as_ref().map_or(Reuse::Exact, |prefixes| prefixes.cache().reuse());
         if pending.is_empty() || self.rows() < 2 {
@@ -88,7 +103,8 @@ impl Runner<'_> {
     /// difference to it.
     fn shares_pages(&self) -> bool {
         let is_exact = self.model.is_packed() && has_page_kernels(&self.model.device());
-        is_exact && self.config.uses_cache && self.config.prefixes.is_none()
+        let is_paged = self.config.uses_cache && self.config.cache.storage == CacheStorage::Paged;
+        is_exact && is_paged && self.config.prefixes.is_none()
     }
 
     /// Computes all that rows lack, whose logits nobody wants.

@@ -13,12 +13,12 @@ mod report;
 
 use std::path::PathBuf;
 
-use gpt2_burn::generate::{GenerateRequest, Generator, Output, Stop};
+use gpt2_burn::generate::{Decoder, GenerateRequest, Generator, Output, Stop};
 use gpt2_burn::measure::{check_greedy, median};
 use gpt2_burn::prefix::PrefixCache;
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::tokenizer::Tokenizer;
-use gpt2_burn::{Gpt2Config, Threads};
+use gpt2_burn::{CacheStorage, Gpt2Config, Threads};
 use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
@@ -82,8 +82,9 @@ fn shared_prefix(args: &Args) -> Result<(), Failure> {
     let device = args.model.device()?;
     let (model, tokenizer) = args.shape.load(&args.model, args.seed, &device)?;
     check(args, model.config())?;
-    let bench =
-        Bench { args, without: Generator::new(model), tokenizer, copied_per_second: report::copied_per_second() };
+    // Rows of a cache in pages would share them.
+    let without = Generator::new(model).with_decoder(Decoder::Kv(CacheStorage::Preallocated));
+    let bench = Bench { args, without, tokenizer, copied_per_second: report::copied_per_second() };
 
     let cases: Vec<(usize, usize)> = args
         .prompts
