@@ -4,6 +4,7 @@ use std::io::Write;
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
+use gpt2_burn::backends::has_page_kernels;
 use gpt2_burn::generate::Report;
 use serde_json::json;
 
@@ -39,8 +40,9 @@ impl Row {
         let Some(sharing) = &first.sharing else { return Err("the cache of prefixes was not used".into()) };
         let config = bench.without.model().config();
         let token_bytes = 2 * config.n_layer * config.n_embd * bench.without.cache_dtype().size();
-        // The shared keys and values are copied to each row.
-        let copied = if prompts > 1 { prompts * shared * token_bytes } else { 0 };
+        // The shared keys and values are copied to each row, unless rows share the pages that they are in.
+        let shares_pages = has_page_kernels(&bench.without.model().device());
+        let copied = if prompts > 1 && !shares_pages { prompts * shared * token_bytes } else { 0 };
         let ideal_seconds =
             without_seconds * sharing.flops / sharing.flops_without + copied as f64 / bench.copied_per_second;
         Ok(Self {
