@@ -197,6 +197,35 @@ impl Pages {
         layers.map(|states| States { keys: part(states.keys), values: part(states.values) }).collect()
     }
 
+    /// Makes a row hold `new`, `[1, H, n, D]` of each layer, of `len` positions, and nothing else.
+    ///
+    /// # Errors
+    ///
+    /// [`Error::OutOfMemory`](crate::Error::OutOfMemory); nothing is changed then.
+    pub fn replace(
+        &mut self,
+        row: usize,
+        len: usize,
+        new: Vec<States>,
+        dtype: DType,
+        limit: MemoryLimit,
+    ) -> Result<()> {
+        // Behind the last row, until it is whole.
+        let last = self.rows.len();
+        self.push(1);
+        let mut tokens = vec![0; last];
+        tokens.push(len);
+        let made = self.reserve(&tokens, 0, limit).map(|()| {
+            self.write(last, new, dtype);
+            self.pool.advance(&mut self.rows[last], len);
+            self.rows.swap(row, last);
+        });
+        if let Some(mut last) = self.rows.pop() {
+            self.pool.release(&mut last);
+        }
+        made
+    }
+
     /// Writes `new`, `[1, H, n, D]` of each layer, behind what a row holds, whose pages are [reserved](Self::reserve).
     pub fn write(&mut self, row: usize, new: Vec<States>, dtype: DType) {
         for (layer, new) in new.into_iter().enumerate() {

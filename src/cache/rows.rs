@@ -205,18 +205,13 @@ impl KvCache {
             }
             _ => {}
         }
-        let filled = self.max_len();
-        self.truncate(row, 0)?;
-        let new: Vec<usize> = (0..self.batch()).map(|other| if other == row { len } else { 0 }).collect();
-        self.prepare(&new)?;
-        if len > 0 {
-            let (states, dtype) = (other.read(from, 0..len), self.config.dtype);
-            match &mut self.held {
-                Held::Buffers(buffers) => buffers.write_row(row, states, filled),
-                Held::Pages(pages) => pages.write(row, states, dtype),
-            }
+        let (filled, dtype, limit) = (self.max_len(), self.config.dtype, self.config.limit);
+        let states = if len > 0 { other.read(from, 0..len) } else { Vec::new() };
+        match &mut self.held {
+            Held::Buffers(buffers) => buffers.write_row(row, states, filled),
+            Held::Pages(pages) => pages.replace(row, len, states, dtype, limit)?,
         }
-        self.advance([(row, len)]);
+        self.lens[row] = len;
         Ok(())
     }
 }

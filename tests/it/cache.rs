@@ -6,7 +6,9 @@ use gpt2_burn::burn::backend::Flex;
 use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
 use gpt2_burn::generate::{Decoder, Generator};
-use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, TokenBatch, WeightFormat};
+use gpt2_burn::{
+    CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, MemoryLimit, TokenBatch, WeightFormat,
+};
 use proptest::prelude::*;
 
 fn append(model: &Gpt2, cache: &mut KvCache, new: &[Vec<u32>], logits: Logits<'_>) -> Vec<Vec<f32>> {
@@ -428,6 +430,43 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(matches!(model.cache(CacheStorage::Preallocated, 1, 25), Err(Error::Mismatch { .. })));
     let error = model.cache(CacheStorage::Preallocated, usize::MAX / 8, 24).unwrap_err();
     assert!(matches!(error, Error::OutOfMemory { .. }));
+}
+
+/// A row that is to become a copy of another cache's is what it was if there is no room for that.
+#[test]
+fn a_copy_of_a_row_that_finds_no_room_leaves_the_row() {
+    let model = random_model(small_config());
+    let mut long = model.cache(CacheStorage::Paged, 1, 24).unwrap();
+    append(&model, &mut long, &[vec![7; 20]], Logits::Last);
+    for storage in STORAGES {
+        // Two rows of up to 16 tokens, and no more.
+        let limit = MemoryLimit::bytes(2 * kv_bytes(model.config(), 1, 16) + 10_000);
+        let config = KvCacheConfig::new(2, 24).with_storage(storage).with_limit(limit);
+        let Ok(mut cache) = config.init(model.config(), &device()) else { continue };
+        let texts = [vec![1, 2, 3], vec![4]];
+        let segments = texts.clone().map(|text| {
+            let mut other = model.cache(CacheStorage::Paged, 1, 24).unwrap();
+            append(&model, &mut other, std::slice::from_ref(&text), Logits::Last);
+            vec![(other.segment(0, 0..text.len()).unwrap(), text.len())]
+        });
+        if cache.append_segments(&segments).is_err() {
+            continue;
+        }
+        let before = cache.segment(0, 0..3).unwrap();
+        let copied = cache.copy_row(0, &long, 0);
+        if has_page_kernels(&device()) {
+            assert!(matches!(copied, Err(Error::OutOfMemory { .. })), "{storage:?}: {copied:?}");
+        }
+        if copied.is_err() {
+            assert_eq!(cache.lens(), [3, 1]);
+            let mut again = model.cache(CacheStorage::Paged, 1, 24).unwrap();
+            again.append_segments(&[vec![(cache.segment(0, 0..3).unwrap(), 3)]]).unwrap();
+            let mut first = model.cache(CacheStorage::Paged, 1, 24).unwrap();
+            first.append_segments(&[vec![(before, 3)]]).unwrap();
+            let next = |cache: &mut KvCache| append(&model, cache, &[vec![9]], Logits::Last);
+            assert_eq!(next(&mut again), next(&mut first));
+        }
+    }
 }
 
 #[test]
