@@ -72,9 +72,10 @@ impl MemoryLimit {
         }
     }
 
-    /// How many of these bytes may be asked for before they are needed: no more than the system has, if that is known, or few.
-    pub(crate) fn at_most(self, bytes: usize) -> usize {
-        let bytes = self.bytes.map_or(bytes, |limit| bytes.min(limit));
+    /// How many of these bytes may be asked for before they are needed, beside so many that are: no more than the system has, if that is
+    /// known, or few.
+    pub(crate) fn at_most(self, needed: usize, bytes: usize) -> usize {
+        let bytes = self.bytes.map_or(bytes, |limit| bytes.min(limit.saturating_sub(needed)));
         if bytes <= LITTLE { bytes } else { bytes.min(Self::system().get().unwrap_or(LITTLE)) }
     }
 

@@ -35,8 +35,8 @@ pub fn has_kernels(device: &Device) -> bool {
     }
 }
 
-/// Whether there are kernels for keys and values in [pages](crate::attend_pages). Without them burn's operations do it, page after page, and
-/// buffers had better be in one piece.
+/// Whether there are kernels for keys and values in [pages](crate::attend_pages). Without them burn's operations
+/// do it, page after page, and buffers had better be in one piece.
 pub fn has_page_kernels(device: &Device) -> bool {
     has_kernels(device) && !is_asynchronous(device)
 }

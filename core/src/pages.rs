@@ -227,8 +227,8 @@ impl PagePool {
         Some(PageCopy { from, to, tokens })
     }
 
-    /// Says that the next `tokens` of the tokens that were reserved for a row count. Those behind them may follow in the same step: their
-    /// pages go back with [`commit`](Self::commit), or when the next step is reserved.
+    /// Says that the next `tokens` of the tokens that were reserved for a row count. Those behind them may follow in the
+    /// same step: their pages go back with [`commit`](Self::commit), or when the next step is reserved.
     pub fn advance(&mut self, row: &mut PageRow, tokens: usize) {
         if !row.may_append {
             return;

@@ -143,7 +143,7 @@ impl KvCache {
 
     /// Makes the pages of all rows up to their capacity, if they are to be there from the start.
     pub(super) fn preallocate(&mut self) {
-        let (rows, capacity) = (self.batch(), self.config.capacity);
+        let (rows, capacity) = (self.rows_to_expect(), self.config.capacity);
         if let (CacheStorage::Preallocated, Held::Pages(pages)) = (self.config.storage, &mut self.held) {
             pages.preallocate(pages.needed(rows, capacity));
         }

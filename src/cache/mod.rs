@@ -87,24 +87,28 @@ impl KvCache {
     fn check_buffers(&self, batch: usize, positions: usize) -> Result<()> {
         let [layers, heads, head_dim, _] = self.shape;
         let held = self.bytes().reserved;
-        let all = match (&self.held, self.config.storage) {
-            (Held::Pages(pages), CacheStorage::Preallocated) => pages.page_bytes(pages.needed(batch, positions)),
-            (Held::Pages(_), _) => 0,
-            (Held::Buffers(_), _) => {
+        // Of all layers, and what is there twice while they are made, and what is kept of a row besides.
+        let (all, copied, of_row) = match &self.held {
+            Held::Pages(pages) => {
+                let (all, copied) = match self.config.storage {
+                    CacheStorage::Preallocated => pages.to_preallocate(pages.needed(batch, positions)),
+                    _ => (0, 0),
+                };
+                (all, copied, Pages::row_bytes(pages.needed(1, self.config.capacity.max(positions))))
+            }
+            Held::Buffers(_) => {
                 let buffer = product([batch, heads, positions, head_dim, self.config.dtype.size()]);
                 let what = "bytes of a layer's keys (fewer rows, or a shorter capacity, take less)";
                 check_buffer(what, buffer, &self.device)?;
-                product([layers, buffer.saturating_mul(2)])
+                let all = product([layers, buffer.saturating_mul(2)]);
+                // Layer after layer, the old buffers go when the new ones are there.
+                (all, if held > 0 { all / layers.max(1) } else { 0 }, 4 * size_of::<usize>())
             }
         };
-        // Layer after layer, the old buffers go when the new ones are there.
-        let copied = if held > 0 { all / layers.max(1) } else { 0 };
         let all = all.saturating_add(copied);
         // The system has given what is held.
         let asked = if self.config.limit.is_system() { all.saturating_sub(held) } else { all };
-        // What is kept of a row besides.
-        let rows = product([batch, 6 * size_of::<usize>()]);
-        self.config.limit.check_on(&self.device, WHAT, rows, asked)
+        self.config.limit.check_on(&self.device, WHAT, product([batch, of_row]), asked)
     }
 
     /// Takes the memory that so many new tokens of each row need, if they are in pages. All of it is taken, or none.
@@ -113,11 +117,16 @@ impl KvCache {
     ///
     /// [`Error::OutOfMemory`]. The cache is then as it was.
     pub(crate) fn prepare(&mut self, new: &[usize]) -> Result<()> {
-        let rows = self.batch().max(self.config.rows);
+        let rows = self.rows_to_expect();
         match &mut self.held {
             Held::Buffers(_) => Ok(()),
             Held::Pages(pages) => pages.reserve(new, pages.needed(rows, self.config.capacity), self.config.limit),
         }
+    }
+
+    /// Rows for which there should be room: those that left may come again.
+    fn rows_to_expect(&self) -> usize {
+        self.batch().max(self.config.rows)
     }
 
     /// Whether rows can share what they hold.
@@ -248,7 +257,7 @@ impl KvCache {
         let rows = match &self.held {
             Held::Buffers(buffers) if buffers.is_growing() => 0,
             Held::Buffers(buffers) => buffers.rows(),
-            Held::Pages(_) => self.batch(),
+            Held::Pages(_) => self.rows_to_expect(),
         };
         self.check_buffers(rows, capacity)?;
         match &mut self.held {

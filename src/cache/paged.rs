@@ -9,6 +9,7 @@ use gpt2_burn_core::pages::{PagePool, PageRow};
 use super::slabs::Slabs;
 use super::{CacheStorage, KvSegment, States, retain};
 use crate::backends::PagedRow;
+use crate::memory::product;
 use crate::{MemoryLimit, Result};
 
 /// Positions of a page of a model of so many. Both are whole registers of the kernels; the shorter one is for models so small that
@@ -74,9 +75,17 @@ impl Pages {
         PageCounts { used: self.pool.used(), shared: self.pool.shared(), copied: self.copied }
     }
 
-    /// Bytes of so many pages.
-    pub fn page_bytes(&self, pages: usize) -> usize {
-        self.slabs.bytes(pages)
+    /// Bytes of all pages once there is memory for so many, and of what is there twice until then; none if there is.
+    pub fn to_preallocate(&self, pages: usize) -> (usize, usize) {
+        match pages < self.slabs.pages() {
+            true => (0, 0),
+            false => (self.slabs.bytes(pages), self.slabs.copied(self.pool.most_used())),
+        }
+    }
+
+    /// Bytes of the lists of a row with so many pages: twice, since those that there were are there until the new ones are.
+    pub fn row_bytes(pages: usize) -> usize {
+        2 * (size_of::<PageRow>() + product([pages, size_of::<u32>()]))
     }
 
     /// Bytes that are taken from the system: of all pages if they are preallocated, else of those that were in use at once.
@@ -210,6 +219,10 @@ impl Pages {
         dtype: DType,
         limit: MemoryLimit,
     ) -> Result<()> {
+        // There is room for what a row may have, but not for two of it.
+        if self.slabs.is_written() {
+            self.truncate(row, 0);
+        }
         // Behind the last row, until it is whole.
         let last = self.rows.len();
         self.push(1);
@@ -249,16 +262,21 @@ impl Pages {
 
 /// Makes room for `most` pages in use, if the limit lets us.
 fn make_room(pool: &PagePool, slabs: &mut Slabs, expected: usize, most: usize, limit: MemoryLimit) -> Result<()> {
-    if most <= pool.most_used() {
+    // The first page is nobody's.
+    let has_room = most < slabs.pages();
+    // What was written when it was made is the system's no more.
+    if most <= pool.most_used() || has_room && slabs.is_written() {
         return Ok(());
     }
-    limit.check_growth(super::WHAT, slabs.bytes(pool.most_used()), slabs.bytes(most))?;
-    // The first page is nobody's.
-    if most >= slabs.pages() {
+    // While a layer's slabs become longer, the old ones are there, too.
+    let copied = if has_room { 0 } else { slabs.copied(pool.most_used()) };
+    let needed = slabs.bytes(most).saturating_add(copied);
+    limit.check_growth(super::WHAT, slabs.bytes(pool.most_used()), needed)?;
+    if !has_room {
         // Room that is not used takes no memory, and room that is made later is a copy.
-        let wanted = expected.max(2 * slabs.pages());
-        let ahead = limit.at_most(slabs.bytes(wanted)) / slabs.bytes(1).max(1);
-        slabs.make_room(most.max(ahead) + 1, pool.most_used() + 1);
+        let wanted = if slabs.is_written() { 0 } else { expected.max(2 * slabs.pages()).saturating_sub(most) };
+        let more = limit.at_most(needed, slabs.bytes(wanted)) / slabs.bytes(1).max(1);
+        slabs.make_room(most + more + 1, pool.most_used() + 1);
     }
     Ok(())
 }

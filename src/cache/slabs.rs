@@ -39,6 +39,19 @@ impl Slabs {
         self.shape[0]
     }
 
+    /// Whether all of it is written when it is made.
+    pub fn is_written(&self) -> bool {
+        self.is_written
+    }
+
+    /// Bytes that are there twice while slabs with so many pages in use become longer: those of a layer, since one follows the other.
+    pub fn copied(&self, held: usize) -> usize {
+        match self.pages() {
+            0 => 0,
+            pages => self.bytes(if self.is_written { pages } else { held }) / self.layers.len().max(1),
+        }
+    }
+
     /// Bytes of so many pages: 2 x layers x width x positions x element size for each.
     pub fn bytes(&self, pages: usize) -> usize {
         let [_, heads, page_len, head_dim] = self.shape;
@@ -63,11 +76,18 @@ impl Slabs {
                 None => new,
             }
         };
-        let written = self.bytes(if is_written { pages } else { held });
-        for_each(&mut self.layers, written, |layer| {
+        let make = |layer: &mut Option<[Tensor<4>; 2]>| {
             let [keys, values] = layer.take().map_or([None, None], |layer| layer.map(Some));
             *layer = Some([longer(keys), longer(values)]);
-        });
+        };
+        match before {
+            0 => {
+                let written = if is_written { self.bytes(pages) } else { 0 };
+                for_each(&mut self.layers, written, make);
+            }
+            // One after the other: no more than one is there twice.
+            _ => self.layers.iter_mut().for_each(make),
+        }
     }
 
     /// Writes new keys and values of a layer, `[N, H, D]`, to pages, and attends over them with `query`, `[M, H, D]`: `[M, H D]`.

@@ -7,7 +7,8 @@ use gpt2_burn::burn::module::{Module, ModuleMapper, Param};
 use gpt2_burn::burn::tensor::{DType, Tensor};
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::{
-    CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, MemoryLimit, TokenBatch, WeightFormat,
+    CacheStorage, Error, Gpt2, Gpt2Config, KvCache, KvCacheConfig, KvSegment, Logits, MemoryLimit, TokenBatch,
+    WeightFormat,
 };
 use proptest::prelude::*;
 
@@ -432,6 +433,52 @@ fn what_does_not_fit_is_an_error_and_changes_nothing() {
     assert!(matches!(error, Error::OutOfMemory { .. }));
 }
 
+/// What a row was when it began with a segment: its next logits say so.
+fn next_of(model: &Gpt2, segment: KvSegment) -> Vec<Vec<f32>> {
+    let mut cache = model.cache(CacheStorage::Paged, 1, model.config().n_positions).unwrap();
+    let tokens = segment.tokens();
+    cache.append_segments(&[vec![(segment, tokens)]]).unwrap();
+    append(model, &mut cache, &[vec![9]], Logits::Last)
+}
+
+/// What was preallocated is not asked for again, however full it is.
+#[test]
+fn preallocated_rows_come_and_go_in_exactly_their_memory() {
+    if !has_page_kernels(&device()) {
+        return;
+    }
+    let model = random_model(small_config());
+    let mut long = model.cache(CacheStorage::Paged, 1, 24).unwrap();
+    append(&model, &mut long, &[(1..24).collect()], Logits::Last);
+    let long_row = vec![(long.segment(0, 0..23).unwrap(), 23)];
+    let limit = MemoryLimit::bytes(kv_bytes(model.config(), 2, 24) + 1000);
+    let config = KvCacheConfig::new(2, 24).with_storage(CacheStorage::Preallocated).with_limit(limit);
+    let mut cache = config.init(model.config(), &device()).unwrap();
+    let place = |cache: &KvCache| (address(cache.buffers(1).unwrap().1), cache.bytes().reserved);
+    let before = place(&cache);
+    cache.append_segments(&[long_row.clone(), long_row.clone()]).unwrap();
+    cache.remove(1).unwrap();
+    cache.push().unwrap();
+    cache.append_segments(&[vec![], long_row]).unwrap();
+    cache.gather(&[1, 0]).unwrap();
+    cache.fork(0, 0).unwrap();
+    cache.copy_row(0, &long, 0).unwrap();
+    assert_eq!((cache.lens(), place(&cache)), (&[23, 23][..], before));
+    let expected = next_of(&model, long.segment(0, 0..23).unwrap());
+    for row in 0..2 {
+        assert_eq!(next_of(&model, cache.segment(row, 0..23).unwrap()), expected);
+    }
+    assert!(matches!(cache.push(), Err(Error::OutOfMemory { .. })));
+    // Room for a longer row is made for those that may come again, too.
+    let config = KvCacheConfig::new(2, 10).with_storage(CacheStorage::Preallocated);
+    let mut cache = config.init(model.config(), &device()).unwrap();
+    cache.remove(1).unwrap();
+    cache.reserve(24).unwrap();
+    let before = place(&cache);
+    cache.push().unwrap();
+    assert_eq!((place(&cache), before.1), (before, kv_bytes(model.config(), 2, 24)));
+}
+
 /// A row that is to become a copy of another cache's is what it was if there is no room for that.
 #[test]
 fn a_copy_of_a_row_that_finds_no_room_leaves_the_row() {
@@ -459,12 +506,7 @@ fn a_copy_of_a_row_that_finds_no_room_leaves_the_row() {
         }
         if copied.is_err() {
             assert_eq!(cache.lens(), [3, 1]);
-            let mut again = model.cache(CacheStorage::Paged, 1, 24).unwrap();
-            again.append_segments(&[vec![(cache.segment(0, 0..3).unwrap(), 3)]]).unwrap();
-            let mut first = model.cache(CacheStorage::Paged, 1, 24).unwrap();
-            first.append_segments(&[vec![(before, 3)]]).unwrap();
-            let next = |cache: &mut KvCache| append(&model, cache, &[vec![9]], Logits::Last);
-            assert_eq!(next(&mut again), next(&mut first));
+            assert_eq!(next_of(&model, cache.segment(0, 0..3).unwrap()), next_of(&model, before));
         }
     }
 }

@@ -385,6 +385,42 @@ fn a_batch_with_one_long_row_takes_what_its_tokens_take() {
     });
 }
 
+/// Rows that come one after the other make a cache longer, which has the old memory and the new one for a while.
+#[test]
+fn a_cache_that_outgrows_its_room_keeps_to_its_limit() {
+    alone(|| {
+        let model = random_model(Gpt2Config { n_positions: 256, n_embd: 96, n_layer: 4, ..small_config() });
+        let mut other = model.cache(CacheStorage::Growing, 1, 256).unwrap();
+        model.hidden_states(&TokenBatch::new(&[[7_u32; 256]], &model).unwrap(), &mut other).unwrap();
+        let segment = other.segment(0, 0..256).unwrap();
+        let mut most = 0;
+        for percent in [40, 60, 80, 100, 120, 140] {
+            let limit = segment.bytes() * 9 * percent / 100;
+            let config = KvCacheConfig::new(1, 256).with_storage(CacheStorage::Paged);
+            let config = config.with_limit(MemoryLimit::bytes(limit));
+            let (rows, taken) = peak(|| {
+                let mut cache = config.init(model.config(), &device()).unwrap();
+                for row in 0..9 {
+                    let mut segments = vec![vec![]; row];
+                    segments.push(vec![(segment.clone(), 256)]);
+                    let is_there = row == 0 || cache.push().is_ok();
+                    if !is_there || cache.append_segments(&segments).is_err() {
+                        return row;
+                    }
+                }
+                9
+            });
+            // A layer of a row besides, while it is written.
+            assert!(
+                taken <= limit + segment.bytes() / 2 + (1 << 18),
+                "{percent}%: {taken} bytes, the limit is {limit}"
+            );
+            most = most.max(rows);
+        }
+        assert_eq!(most, 9);
+    });
+}
+
 #[test]
 fn a_growing_cache_that_was_emptied_counts_the_room_that_it_still_has() {
     alone(|| {

@@ -23,7 +23,8 @@ fn compare_times_every_decoder_and_finds_them_equal() {
             assert!((figure("tokens_per_second") * figure("seconds") - 24.0).abs() < 1e-6);
             assert_eq!((figure("batch"), figure("prompt_tokens"), figure("new_tokens")), (3.0, 5.0, 8.0));
             let naive = row["decoder"] == "naive";
-            // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes, in pages; a growing cache has those that it copies from, too.
+            // 2 x layers x rows x (prompt + new - 1) x width x 4 bytes, in pages; a growing cache has those that it
+            // copies from, too.
             let times = match row["decoder"].as_str() {
                 Some("naive") => 0,
                 Some("kv-growing") if positions(12) > 12 => 2,
