@@ -9,7 +9,6 @@ use bytemuck::Zeroable;
 
 use crate::capabilities::is_asynchronous;
 use crate::ops::Gpt2Ops;
-use crate::pages::zeroed;
 
 /// Consecutive new tokens of one sequence whose keys and values lie in pages.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -66,10 +65,11 @@ impl PagedRow {
 /// Pages, `[P, H, L, D]`, of zeros. On CPUs, the system gives them memory when they are written to, and not before.
 pub fn new_pages(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
     fn zeros<E: Element + Zeroable>(shape: [usize; 4]) -> TensorData {
-        TensorData::new(zeroed::<E>(shape.iter().product()), shape)
+        TensorData::new(bytemuck::zeroed_vec::<E>(shape.iter().product()), shape)
     }
     let options = (device, dtype);
-    // burn's own zeros are a copy of some, and so they are written.
+    // burn's own zeros are a copy of some, and so they are written. The system is not asked for large pages: it would give 2 MB with
+    // the first token, and attention is no faster with them.
     match dtype {
         _ if is_asynchronous(device) => Tensor::zeros(shape, options),
         DType::F32 => Tensor::from_data(zeros::<f32>(shape), options),

@@ -1,5 +1,9 @@
 //! [`Threads`]: how many threads the CPU computes with.
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
 use rayon::prelude::*;
 
 use crate::DeviceError;
@@ -9,6 +13,24 @@ use crate::DeviceError;
 /// Without one, the CPU computes on rayon's global pool: one thread a core, or `RAYON_NUM_THREADS`.
 pub struct Threads {
     pool: rayon::ThreadPool,
+}
+
+thread_local! {
+    /// Whether this is a thread of a pool for what runs [apart](Threads::apart).
+    static IS_APART: Cell<bool> = const { Cell::new(false) };
+}
+
+/// The pool for what runs [apart](Threads::apart) on so many threads; none if the system refuses.
+fn own_pool(threads: usize) -> Option<Arc<rayon::ThreadPool>> {
+    static POOLS: Mutex<BTreeMap<usize, Arc<rayon::ThreadPool>>> = Mutex::new(BTreeMap::new());
+    let mut pools = POOLS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(pool) = pools.get(&threads) {
+        return Some(pool.clone());
+    }
+    let builder = rayon::ThreadPoolBuilder::new().num_threads(threads).start_handler(|_| IS_APART.set(true));
+    let pool = Arc::new(builder.build().ok()?);
+    pools.insert(threads, pool.clone());
+    Some(pool)
 }
 
 /// A pool that is much wider than the machine only takes memory and time to start.
@@ -46,6 +68,20 @@ impl Threads {
         rayon::scope(|_| work())
     }
 
+    /// Runs `work` on threads of its own, of which there are as many as compute here, while this one waits and does nothing else: for
+    /// what holds a lock for which others of these threads may wait. On a thread of a pool, waiting for other work of the pool means to
+    /// do some of it meanwhile, and that may be what waits for the lock.
+    pub fn apart<T: Send>(work: impl FnOnce() -> T + Send) -> T {
+        // Where there can be no other threads, nobody waits on one.
+        let Some(pool) = (!IS_APART.get()).then(|| own_pool(Self::current())).flatten() else { return work() };
+        if rayon::current_thread_index().is_none() {
+            return pool.install(work);
+        }
+        std::thread::scope(|scope| {
+            scope.spawn(|| pool.install(work)).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Runs `work` on each of `items`, on the threads that compute here: for what moves memory, which burn's own operations do
     /// on one.
     pub fn for_each<T: Send>(items: Vec<T>, work: impl Fn(T) + Send + Sync) {
@@ -66,6 +102,22 @@ impl Threads {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// With a lock held on threads of the pool, two of these would wait for each other forever.
+    #[test]
+    fn what_holds_a_lock_runs_apart_from_what_waits_for_it() {
+        let (lock, threads) = (Mutex::new(0), Threads::new(2).unwrap());
+        let add = |_| {
+            let mut sum = lock.lock().unwrap();
+            let counted = || (0..1000).into_par_iter().map(|_| rayon::current_num_threads() / 2).sum::<usize>();
+            *sum += Threads::apart(|| Threads::apart(counted));
+        };
+        threads.install(|| (0..50).into_par_iter().for_each(add));
+        Threads::apart(|| (0..2).for_each(add));
+        assert_eq!(*lock.lock().unwrap(), 52_000);
+        let panics = || threads.install(|| Threads::apart(|| panic!("it is told")));
+        assert!(std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).is_err());
+    }
 
     #[test]
     fn work_runs_on_the_pool() {

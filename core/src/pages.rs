@@ -47,11 +47,15 @@ pub struct PagePool {
     max_pages: usize,
     pages: Vec<Page>,
     free: Vec<PageId>,
+    /// Pages that are kept, each counted once.
+    kept: usize,
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Page {
     refs: usize,
+    /// How many of the references are not those of rows.
+    kept: usize,
     fill: usize,
     /// Whether a row has the right to append to it.
     is_appended_to: bool,
@@ -112,7 +116,7 @@ impl PagePool {
         let max_pages = max_pages.min(u32::MAX as usize - 1);
         // Nobody's.
         let pages = vec![Page { refs: 1, ..Page::default() }];
-        Self { page_len: page_len.max(1), max_pages, pages, free: Vec::new() }
+        Self { page_len: page_len.max(1), max_pages, pages, free: Vec::new(), kept: 0 }
     }
 
     /// Positions of a page.
@@ -279,12 +283,47 @@ impl PagePool {
         PageRow { pages: pages.to_vec(), len, may_append: false }
     }
 
-    /// One more refers to each of these pages, and gives them back with [`give_back`](Self::give_back).
+    /// Keeps these pages, of which there may be no row, until as many calls of [`give_up`](Self::give_up).
     ///
     /// # Panics
     ///
     /// If a page is nobody's.
-    pub fn refer(&mut self, pages: &[PageId]) {
+    pub fn keep(&mut self, pages: &[PageId]) {
+        self.refer(pages);
+        for page in pages {
+            let kept = &mut self.pages[page.index()].kept;
+            *kept += 1;
+            self.kept += usize::from(*kept == 1);
+        }
+    }
+
+    /// Keeps these pages no longer.
+    ///
+    /// # Panics
+    ///
+    /// If a page is not kept.
+    pub fn give_up(&mut self, pages: &[PageId]) {
+        for page in pages {
+            let kept = &mut self.pages[page.index()].kept;
+            assert!(*kept > 0, "page {} is not kept", page.index());
+            *kept -= 1;
+            self.kept -= usize::from(*kept == 0);
+        }
+        self.give_back(pages);
+    }
+
+    /// Pages that are [kept](Self::keep), those included that rows refer to, too.
+    pub fn kept(&self) -> usize {
+        self.kept
+    }
+
+    /// Pages that are kept, and that no row refers to.
+    pub fn idle(&self) -> usize {
+        self.pages.iter().filter(|page| page.kept > 0 && page.kept == page.refs).count()
+    }
+
+    /// One more refers to each of these pages.
+    fn refer(&mut self, pages: &[PageId]) {
         for page in pages {
             let refs = &mut self.pages[page.index()].refs;
             assert!(page.index() > 0 && *refs > 0, "page {} is nobody's", page.index());
@@ -293,11 +332,7 @@ impl PagePool {
     }
 
     /// One less refers to each of these pages; those to which nobody does can be taken again.
-    ///
-    /// # Panics
-    ///
-    /// If nobody refers to a page.
-    pub fn give_back(&mut self, pages: &[PageId]) {
+    fn give_back(&mut self, pages: &[PageId]) {
         for id in pages {
             let page = &mut self.pages[id.index()];
             assert!(id.index() > 0 && page.refs > 0, "page {} is nobody's", id.index());
@@ -346,12 +381,16 @@ impl PagePool {
         }
     }
 
-    /// Whether everything fits together, if these rows, and `others`, a page for each reference, are all that refer to pages; says
-    /// what does not. For tests, and debug builds.
-    pub fn check<'r>(&self, rows: impl IntoIterator<Item = &'r PageRow>, others: &[PageId]) -> Result<(), String> {
+    /// Whether everything fits together, if these rows are all that there are, and `kept` has a page for each time that it is kept;
+    /// says what does not. For tests, and debug builds.
+    pub fn check<'r>(&self, rows: impl IntoIterator<Item = &'r PageRow>, kept: &[PageId]) -> Result<(), String> {
         let (mut refs, mut appending) = (vec![0; self.pages.len()], vec![0; self.pages.len()]);
+        kept.iter().for_each(|page| refs[page.index()] += 1);
+        let times_kept = refs.clone();
+        if self.kept != times_kept.iter().filter(|times| **times > 0).count() {
+            return Err(format!("not {} pages are kept", self.kept));
+        }
         refs[0] = 1;
-        others.iter().for_each(|page| refs[page.index()] += 1);
         for row in rows {
             row.pages.iter().for_each(|page| refs[page.index()] += 1);
             for (index, page) in row.pages.iter().enumerate() {
@@ -367,8 +406,8 @@ impl PagePool {
         }
         for (index, page) in self.pages.iter().enumerate() {
             let is_free = self.free.contains(&PageId(index as u32));
-            let found = (page.refs, usize::from(page.is_appended_to), page.refs == 0);
-            if found != (refs[index], appending[index], is_free) || page.fill > self.page_len {
+            let found = (page.refs, page.kept, usize::from(page.is_appended_to), page.refs == 0);
+            if found != (refs[index], times_kept[index], appending[index], is_free) || page.fill > self.page_len {
                 return Err(format!(
                     "page {index}: {page:?}, and {} refer to it, {} append",
                     refs[index], appending[index]

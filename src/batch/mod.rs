@@ -125,7 +125,7 @@ impl<'a> Batch<'a> {
     /// # Errors
     ///
     /// If the request is invalid, see [`RowRequest`]; [`Error::BatchFull`] if [`max_waiting`](BatchOptions::max_waiting) rows
-    /// wait already.
+    /// wait already; [`Error::OutOfMemory`] if the row would not fit into memory, alone.
     pub fn add(&mut self, request: &RowRequest) -> Result<RowId> {
         let index = self.next_id as usize;
         request::check_options(
@@ -153,6 +153,7 @@ impl<'a> Batch<'a> {
         if tokens > self.capacity {
             return Err(Error::mismatch("tokens of a row", format!("at most {}", self.capacity), tokens));
         }
+        self.runner.check_row(tokens)?;
         let request = RowRequest { prompt: Prompt::Ids(Vec::new()), ..request.clone() };
         Ok(self.insert(request, ids, [index, 0]))
     }

@@ -22,6 +22,8 @@ pub struct BatchReport {
     pub joins: usize,
     /// Rows that left while others went on.
     pub leaves: usize,
+    /// Times that a row was taken out for a while, so that older ones had room.
+    pub preemptions: usize,
     /// Most bytes that caches had reserved.
     pub kv_bytes: usize,
     /// Most pages of the model's cache that were in use, and that several rows shared; and those that were copied.

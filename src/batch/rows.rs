@@ -38,6 +38,8 @@ impl Batch<'_> {
         let is_join = self.row_ids.iter().any(|id| self.rows[id].new_tokens() > 0);
         for (id, leader) in joining.into_iter().zip(leaders) {
             match leader {
+                // It comes when others have left.
+                None if !self.row_ids.is_empty() && !self.runner.has_room(self.rows[&id].window().len()) => break,
                 None => match self.push(id) {
                     Ok(runner_row) => self.runner.look_up(runner_row, self.rows[&id].window(), 1)?,
                     // There is room when others have left.
@@ -142,6 +144,24 @@ impl Batch<'_> {
             self.rows.remove(&id);
         }
         self.vacate(&ended);
+    }
+
+    /// Takes the youngest row out, for whose pages the others have a use; returns whether there was one beside the oldest. What is
+    /// known of it goes to the cache of prefixes. It comes back when there is room, and the rest is computed again.
+    pub(super) fn preempt(&mut self) -> bool {
+        if self.row_ids.len() < 2 {
+            return false;
+        }
+        let youngest = self.row_ids.iter().enumerate().max_by_key(|(_, id)| **id);
+        let Some((runner_row, &id)) = youngest else { return false };
+        self.runner.insert(runner_row, self.rows[&id].window());
+        for row in self.rows.values_mut().filter(|row| row.id == id || row.leader == Some(id)) {
+            (row.runner_row, row.leader) = (None, None);
+        }
+        self.vacate(&[runner_row]);
+        self.report.leaves -= 1;
+        self.report.preemptions += 1;
+        true
     }
 
     /// Takes rows out of the runner; those after them move up.

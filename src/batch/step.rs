@@ -10,7 +10,7 @@ use crate::runner::{self, RowLogits, Turn};
 use crate::schedule::{self, Schedule};
 use crate::speculative::Speculating;
 use crate::speculative::proposer::Proposal;
-use crate::{Error, Result};
+use crate::{Error, KvCache, Result};
 
 /// Most steps that a device takes before their tokens are looked at: enough to hide the waiting, few enough to be shown as
 /// they come, and to be thrown away past the end of a text.
@@ -40,7 +40,7 @@ impl Batch<'_> {
         let steps = self.steps_unseen();
         let mut decoded = None;
         if steps < 2 || !self.multi_step(steps, &mut step, &mut events)? {
-            decoded = self.compute(&mut step, &mut events)?;
+            decoded = self.compute_with_room(&mut step, &mut events)?;
         }
         self.note_memory();
         self.remove_ended(&events);
@@ -98,6 +98,16 @@ impl Batch<'_> {
             }
         }
         Ok(true)
+    }
+
+    /// As [`compute`](Self::compute), of fewer rows if there is too little memory for all.
+    fn compute_with_room(&mut self, step: &mut StepReport, events: &mut Vec<RowEvent>) -> Result<Option<usize>> {
+        loop {
+            match self.compute(step, events) {
+                Err(error) if KvCache::is_short(&error) && self.preempt() => {}
+                computed => return computed,
+            }
+        }
     }
 
     /// Computes what rows lack of their tokens, and chooses the next one of those that lack none; or more, where a draft is right.

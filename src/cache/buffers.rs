@@ -2,7 +2,6 @@
 
 use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Int, Tensor};
 
@@ -182,10 +181,12 @@ impl Buffers {
         let slots_and_lens: Vec<(usize, usize)> = self.slots.iter().copied().zip(lens.iter().copied()).collect();
         for (index, layer) in self.layers.iter_mut().enumerate() {
             // Rows that begin alike have the same segments: each is brought into the buffers' form once.
-            let mut known: HashMap<(*const States, usize), States> = HashMap::new();
+            let mut known: HashMap<(usize, usize), States> = HashMap::new();
             let mut part = |(segment, tokens): &(KvSegment, usize)| {
-                let key = (Arc::as_ptr(segment.states()), *tokens);
-                known.entry(key).or_insert_with(|| segment.layer(index, *tokens, self.dtype)).clone()
+                known
+                    .entry((segment.id(), *tokens))
+                    .or_insert_with(|| segment.layer(index, *tokens, self.dtype))
+                    .clone()
             };
             let rows: Vec<Vec<States>> =
                 rows.iter().map(|parts| parts.iter().filter(|part| part.1 > 0).map(&mut part).collect()).collect();

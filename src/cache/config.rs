@@ -1,9 +1,12 @@
 //! [`KvCacheConfig`]: how large a cache is, and of what.
 
+use std::sync::Arc;
+
 use burn::tensor::{DType, Device};
 
-use super::{Buffers, CacheStorage, Held, KvCache, KvSegment, Pages};
+use super::{Buffers, CacheStorage, Held, KvCache, KvPool, KvSegment, Pages, page_len};
 use crate::backends::has_page_kernels;
+use crate::memory::product;
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
 
 /// Rows, capacity, storage and element type of a [`KvCache`], and what it may take.
@@ -70,7 +73,18 @@ impl KvCacheConfig {
     /// which a buffer would be larger than what the device reads as one; [`Error::OutOfMemory`] if the buffers take more than
     /// the limit; [`Error::Device`] for an unsupported element type.
     pub fn init(&self, model: &Gpt2Config, device: &Device) -> Result<KvCache> {
+        self.init_in(model, device, None)
+    }
+
+    /// As [`init`](Self::init), with pages of a pool that others take from, too; if it is one for such a cache.
+    pub(crate) fn init_in(&self, model: &Gpt2Config, device: &Device, pool: Option<&Arc<KvPool>>) -> Result<KvCache> {
         let mut cache = self.without_rows(model, device)?;
+        if let (Some(pool), Held::Pages(pages)) = (pool, &mut cache.held)
+            && self.storage == CacheStorage::Paged
+            && pool.is_for(cache.shape, self.dtype, device)
+        {
+            *pages = Pages::of_pool(pool);
+        }
         let positions = if self.storage == CacheStorage::Growing { 0 } else { self.capacity };
         cache.check_buffers(self.rows, positions)?;
         cache.begin(self.rows);
@@ -104,6 +118,18 @@ impl KvCacheConfig {
         }
         cache.append_segments(segments)?;
         Ok(cache)
+    }
+
+    /// Checks that a row of so many tokens can have its pages, at least if it is alone.
+    pub(crate) fn check_row(&self, model: &Gpt2Config, device: &Device, tokens: usize) -> Result<()> {
+        if self.storage == CacheStorage::Preallocated || !has_page_kernels(device) {
+            return Ok(());
+        }
+        let page_len = page_len(model.n_positions);
+        // A step of a growing cache has the pages that it copies from, too.
+        let copies = if self.storage == CacheStorage::Growing { 2 } else { 1 };
+        let token = product([2, model.n_layer, model.n_embd, self.dtype.size()]);
+        self.limit.check(super::WHAT, product([copies, tokens.div_ceil(page_len), page_len, token]))
     }
 
     /// A cache without rows yet: the lengths of so many may not fit either.

@@ -4,10 +4,12 @@ mod buffers;
 mod config;
 mod layer;
 mod paged;
+mod pool;
 mod rows;
 mod segment;
 mod slabs;
 mod states;
+mod turn;
 
 use std::sync::Arc;
 
@@ -22,6 +24,7 @@ pub use config::KvCacheConfig;
 pub use paged::PageCounts;
 use paged::Pages;
 pub(crate) use paged::page_len;
+pub(crate) use pool::KvPool;
 pub(crate) use rows::retain;
 pub use segment::KvSegment;
 pub(crate) use states::{States, rectangle};

@@ -207,12 +207,14 @@ impl KvCache {
         }
         let (filled, dtype, limit) = (self.max_len(), self.config.dtype, self.config.limit);
         let states = if len > 0 { other.read(from, 0..len) } else { Vec::new() };
-        match &mut self.held {
-            Held::Buffers(buffers) => buffers.write_row(row, states, filled),
-            Held::Pages(pages) => pages.replace(row, len, states, dtype, limit)?,
-        }
-        self.lens[row] = len;
-        Ok(())
+        self.in_turn(|cache| {
+            match &mut cache.held {
+                Held::Buffers(buffers) => buffers.write_row(row, states, filled),
+                Held::Pages(pages) => pages.replace(row, len, states, dtype, limit)?,
+            }
+            cache.lens[row] = len;
+            Ok(())
+        })
     }
 }
 

@@ -1,5 +1,6 @@
 //! [`Slabs`]: the memory of pages.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
@@ -37,6 +38,11 @@ impl Slabs {
     /// Pages for which there is room.
     pub fn pages(&self) -> usize {
         self.shape[0]
+    }
+
+    /// Positions of a page.
+    pub fn page_len(&self) -> usize {
+        self.shape[2]
     }
 
     /// Whether all of it is written when it is made.
@@ -113,12 +119,13 @@ impl Slabs {
         });
     }
 
-    /// Keys and values at the first `len` positions of these pages in each layer, `[1, H, len, D]`, in the order of positions.
-    pub fn read(&self, pages: &Arc<[u32]>, len: usize) -> Vec<States> {
+    /// Keys and values at some positions of what these pages hold in each layer, `[1, H, n, D]`.
+    pub fn read(&self, pages: &Arc<[u32]>, positions: Range<usize>) -> Vec<States> {
         let of_layer = |slabs: &[Tensor<4>; 2]| {
-            let [keys, values] = backends::read_pages(slabs.clone(), pages.clone(), len);
+            let [keys, values] = backends::read_pages(slabs.clone(), pages.clone(), positions.end);
             let rectangle = |states: Tensor<3>| states.swap_dims(0, 1).unsqueeze::<4>();
-            States { keys: rectangle(keys), values: rectangle(values) }
+            let part = |states| rectangle(states).narrow(2, positions.start, positions.len());
+            States { keys: part(keys), values: part(values) }
         };
         self.layers.iter().flatten().map(of_layer).collect()
     }

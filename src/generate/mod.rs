@@ -157,9 +157,10 @@ impl Generator {
         let Some(prefixes) = &self.prefixes else {
             return Err(Error::mismatch("cache of prefixes to restore into", "one", "none"));
         };
-        let mut readers = vec![prefixes.reader(&self.model, self.cache_dtype())];
+        let storage = self.decoder.storage();
+        let mut readers = vec![prefixes.reader(&self.model, self.cache_dtype(), storage)];
         if let Some((prefixes, draft)) = self.draft_prefixes.as_ref().zip(self.draft.as_ref().and_then(Draft::model)) {
-            readers.push(prefixes.reader(draft, self.cache_dtype.unwrap_or_else(|| draft.dtype())));
+            readers.push(prefixes.reader(draft, self.cache_dtype.unwrap_or_else(|| draft.dtype()), storage));
         }
         prefixes.cache().restore(path.as_ref(), &readers)
     }

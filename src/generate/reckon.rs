@@ -154,11 +154,7 @@ impl Sizes {
         };
         let step = ForwardSize { tokens: logits, keys: self.capacity, logits };
         let size = generator.cache_dtype().size();
-        // What prompts share is held apart from the rows, and what is new twice, until it is in the tree.
-        let segments = match generator.prefixes {
-            Some(_) => product([3, self.prompts, self.max_len, bytes_per_token(model, size)]),
-            None => 0,
-        };
+        let segments = self.segments(generator, model, storage, product([self.max_len, bytes_per_token(model, size)]));
         let forward = model.forward_bytes(prefill).max(model.forward_bytes(step));
         sum([self.cache(model, storage, size, self.capacity), segments, forward])
     }
@@ -172,10 +168,7 @@ impl Sizes {
         };
         let (rows, capacity) = (self.rows(), self.capacity.min(model.config().n_positions));
         let size = generator.cache_dtype.unwrap_or_else(|| model.dtype()).size();
-        let segments = match generator.prefixes {
-            Some(_) => product([3, self.prompts, capacity, bytes_per_token(model, size)]),
-            None => 0,
-        };
+        let segments = self.segments(generator, model, *storage, product([capacity, bytes_per_token(model, size)]));
         // It may see all rows at once for the first time.
         let all = ForwardSize { tokens: product([rows, capacity]), keys: capacity, logits: rows };
         sum([
@@ -184,6 +177,14 @@ impl Sizes {
             model.forward_bytes(all),
             product([rows, capacity, 8]),
         ])
+    }
+
+    /// Of what a cache of prefixes holds of the prompts, of which each takes so many bytes at most.
+    fn segments(&self, generator: &Generator, model: &Gpt2, storage: CacheStorage, prompt: usize) -> usize {
+        // Pages are the rows'.
+        let is_shared = storage == CacheStorage::Paged && has_page_kernels(&model.device());
+        // Else it is held apart from them, and what is new twice, until it is in the tree.
+        if generator.prefixes.is_none() || is_shared { 0 } else { product([3, self.prompts, prompt]) }
     }
 
     /// Of a cache with elements of `size` bytes, with what is held beside it while rows are copied, come or go.

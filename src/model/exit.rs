@@ -21,8 +21,7 @@ impl Gpt2 {
         cache.check_append(&self.config, &self.device(), tokens.query_lens())?;
         let counts: Vec<usize> = tokens.query_lens().iter().map(|len| *len.min(&1)).collect();
         self.check_room(tokens, Some(cache), counts.iter().sum())?;
-        cache.prepare(tokens.query_lens())?;
-        let hidden = self.on_kernel_threads(|| self.run_blocks(tokens, Some(cache), layers, &counts)); // [M, d]
+        let hidden = self.run_in_turn(tokens, cache, layers, &counts)?; // [M, d]
         self.make_logits(hidden.ok_or(Error::EmptyBatch)?) // [M, V]
     }
 }

@@ -288,7 +288,7 @@ impl Gpt2 {
     ) -> Result<Option<Tensor<2>>> {
         // What computes a token by itself, and kernels, read keys out of a cache.
         let mut fresh = None;
-        let mut cache = match cache {
+        let cache = match cache {
             None if self.is_packed() || self.deterministic => {
                 let (rows, max_len) =
                     (tokens.query_lens().len(), tokens.query_lens().iter().copied().max().unwrap_or(1));
@@ -310,10 +310,24 @@ impl Gpt2 {
             None => check_context(tokens.query_lens(), self.config.n_positions)?,
         }
         self.check_room(tokens, cache.as_deref(), logits)?;
-        if let Some(cache) = cache.as_deref_mut() {
-            cache.prepare(tokens.query_lens())?;
+        match cache {
+            Some(cache) => self.run_in_turn(tokens, cache, self.h.len(), counts),
+            None => Ok(self.run_blocks(tokens, None, self.h.len(), counts)),
         }
-        Ok(self.on_kernel_threads(|| self.run_blocks(tokens, cache, self.h.len(), counts)))
+    }
+
+    /// As [`run_blocks`](Self::run_blocks), with the memory that the cache needs for it.
+    fn run_in_turn(
+        &self,
+        tokens: &TokenBatch,
+        cache: &mut KvCache,
+        layers: usize,
+        counts: &[usize],
+    ) -> Result<Option<Tensor<2>>> {
+        cache.in_turn(|cache| {
+            cache.prepare(tokens.query_lens())?;
+            Ok(self.on_kernel_threads(|| self.run_blocks(tokens, Some(cache), layers, counts)))
+        })
     }
 
     /// Kernels wake other threads less often from a thread among them.

@@ -1,10 +1,16 @@
 //! [`Prefixes`]: a prefix cache as one model uses it.
 
 use std::ops::Range;
+use std::sync::Arc;
+
+use burn::tensor::DType;
 
 use super::store::Lease;
 use super::{Fingerprint, Plan, PrefixCache};
-use crate::{KvSegment, Result};
+use crate::cache::KvPool;
+#[cfg(feature = "files")]
+use crate::{CacheStorage, backends::has_page_kernels};
+use crate::{Gpt2, KvSegment, Result};
 
 /// A prefix cache as one model uses it.
 #[derive(Clone, Debug)]
@@ -29,6 +35,13 @@ impl Prefixes {
 
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint.now()
+    }
+
+    /// The pages of the model's caches in an element type.
+    pub fn pool(&self, model: &Gpt2, dtype: DType) -> Arc<KvPool> {
+        let config = model.config();
+        let shape = [config.n_layer, config.n_head, config.head_dim(), config.n_positions];
+        self.cache.pool(shape, dtype, &model.device())
     }
 
     /// How prompts would be computed now.
@@ -66,17 +79,16 @@ impl Prefixes {
         self.cache.set_rate(self.fingerprint, rate);
     }
 
-    /// What a file must hold for this model.
+    /// What a file must hold for this model, and the pages that it goes to, if its caches are stored so.
     #[cfg(feature = "files")]
-    pub fn reader(&self, model: &crate::Gpt2, dtype: burn::tensor::DType) -> super::Reader {
-        let config = model.config();
+    pub fn reader(&self, model: &Gpt2, dtype: DType, storage: Option<CacheStorage>) -> super::Reader {
+        let is_paged = storage == Some(CacheStorage::Paged) && has_page_kernels(&model.device());
         super::Reader {
             fingerprint: self.fingerprint(),
-            shape: [config.n_layer, config.n_head, config.head_dim()],
-            n_positions: config.n_positions,
-            vocab_size: config.vocab_size,
+            config: model.config().clone(),
             dtype,
             device: model.device(),
+            pool: is_paged.then(|| self.pool(model, dtype)),
         }
     }
 }

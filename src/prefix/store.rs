@@ -2,10 +2,13 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+
+use burn::tensor::{DType, Device};
 
 use super::{Fingerprint, Payload, RadixTree, Reuse, TreeStats};
-use crate::{KvSegment, Result};
+use crate::cache::KvPool;
+use crate::{CacheStorage, KvSegment, Result};
 
 impl Payload for KvSegment {
     fn tokens(&self) -> usize {
@@ -13,7 +16,8 @@ impl Payload for KvSegment {
     }
 
     fn bytes(&self) -> usize {
-        Self::bytes(self)
+        // Pages are counted by their pool: several segments may have the same.
+        self.own_bytes()
     }
 
     fn split(self, at: usize) -> (Self, Self) {
@@ -27,6 +31,12 @@ impl Payload for KvSegment {
 /// It is given to a [`Generator`](crate::generate::Generator), and lives as long as one of its clones, which are all the
 /// same cache. Threads can share it: it is locked while something is looked up or inserted, never while a model computes.
 /// After each call it holds no more bytes than its budget, unless what requests at work and [`Pin`]s hold is more.
+///
+/// Where keys and values are in [pages](crate::CacheStorage::Paged), the tree refers to the pages in which rows have computed them, and
+/// rows that begin so refer to them, too: nothing is copied but the last page of a row that goes on in the middle of it. All
+/// generators that share a cache take their pages from one pool, and take turns by the step. The memory of pages that were in use
+/// once stays for those that come, while a generator is at work or a prefix is held. Where memory is [limited](crate::MemoryLimit), what
+/// nobody uses goes before a row has to wait.
 ///
 /// ```
 /// use gpt2_burn::generate::{GenerateRequest, Generator};
@@ -58,6 +68,8 @@ const HEADROOM: usize = 16;
 
 struct Shared {
     tree: Mutex<RadixTree<Fingerprint, KvSegment>>,
+    /// Pages of prompts, for caches of each shape, element type and device, while one of them or the tree has some.
+    pools: Mutex<Vec<Weak<KvPool>>>,
     /// Operations per second of the last prompts that each model computed.
     rates: Mutex<HashMap<Fingerprint, f64>>,
     budget: usize,
@@ -84,9 +96,9 @@ impl fmt::Display for PrefixCache {
 
 impl PrefixCache {
     /// An empty cache that takes up to `budget` bytes of memory. Keys and values get 15/16 of that: 2 x layers x width x
-    /// element size for each token, 74 kB for GPT-2 in f32.
+    /// element size for each token, 74 kB for GPT-2 in f32, and 4.7 MB for a page of 64.
     pub fn new(budget: usize) -> Self {
-        let shared = Shared { tree: Mutex::default(), rates: Mutex::default(), budget };
+        let shared = Shared { tree: Mutex::default(), pools: Mutex::default(), rates: Mutex::default(), budget };
         Self { shared: Arc::new(shared), reuse: Reuse::default() }
     }
 
@@ -105,9 +117,24 @@ impl PrefixCache {
         self.shared.budget
     }
 
-    /// Bytes of keys and values that are held.
+    /// Bytes of keys and values that are held. Of pages that prompts share, or have in common with rows at work, each counts once,
+    /// and whole.
     pub fn bytes(&self) -> usize {
-        self.shared.lock().bytes()
+        let tree = self.shared.lock();
+        self.shared.bytes(&tree)
+    }
+
+    /// The pages that caches of this shape, element type and device take theirs from.
+    pub(crate) fn pool(&self, shape: [usize; 4], dtype: DType, device: &Device) -> Arc<KvPool> {
+        let mut pools = self.shared.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.retain(|pool| pool.strong_count() > 0);
+        let known = pools.iter().filter_map(Weak::upgrade);
+        let mut known = known.filter(|pool| pool.is_for(shape, dtype, device) && !pool.is_broken());
+        known.next().unwrap_or_else(|| {
+            let pool = Arc::new(KvPool::new(CacheStorage::Paged, shape, dtype, device, self.shared.room()));
+            pools.push(Arc::downgrade(&pool));
+            pool
+        })
     }
 
     /// Tokens that are held; a prefix of several prompts counts once.
@@ -135,6 +162,14 @@ impl PrefixCache {
     /// Tokens of the longest prefix of `ids` that is held for a model, whatever may be taken of it.
     pub fn held(&self, model: Fingerprint, ids: &[u32]) -> usize {
         self.shared.lock().peek(model, ids).len()
+    }
+
+    /// Segments of what is held of `ids`, and how many tokens of each are of it.
+    #[cfg(feature = "files")]
+    pub(crate) fn path(&self, model: Fingerprint, ids: &[u32]) -> Vec<(KvSegment, usize)> {
+        let tree = self.shared.lock();
+        let parts = tree.peek(model, ids).parts.into_iter();
+        parts.map(|(segment, tokens)| (segment.clone(), tokens)).collect()
     }
 
     /// Tokens of a prompt that a request would take; at most `max`.
@@ -201,8 +236,13 @@ impl PrefixCache {
         }
         let mut tree = self.shared.lock();
         let new = tree.insert(model, ids, from, segment)?;
-        tree.evict_to(self.shared.room());
+        self.shared.evict(&mut tree);
         Ok(new)
+    }
+
+    /// Lets prefixes go that are not in use, those first that were not asked for the longest, while `is_over` says so.
+    pub(crate) fn evict_while(&self, mut is_over: impl FnMut() -> bool) {
+        self.shared.lock().evict_while(|_| is_over());
     }
 
     /// Remembers that `ids` is a whole prompt, if it is held.
@@ -223,14 +263,31 @@ impl Shared {
         self.budget - self.budget / HEADROOM
     }
 
-    /// The tree; if a thread that changed it has panicked, it is empty.
+    /// Bytes of keys and values that a tree holds, in pages or not.
+    fn bytes(&self, tree: &RadixTree<Fingerprint, KvSegment>) -> usize {
+        tree.bytes() + self.pools().iter().map(|pool| pool.kept_bytes()).sum::<usize>()
+    }
+
+    /// Lets go what is more than the budget has room for.
+    fn evict(&self, tree: &mut RadixTree<Fingerprint, KvSegment>) {
+        tree.evict_while(|tree| self.bytes(tree) > self.room());
+    }
+
+    /// The pools of pages that somebody has some of.
+    fn pools(&self) -> Vec<Arc<KvPool>> {
+        let pools = self.pools.lock().unwrap_or_else(PoisonError::into_inner);
+        pools.iter().filter_map(Weak::upgrade).collect()
+    }
+
+    /// The tree; if a thread has panicked that changed it, or wrote to its pages, it is empty.
     fn lock(&self) -> MutexGuard<'_, RadixTree<Fingerprint, KvSegment>> {
-        self.tree.lock().unwrap_or_else(|poisoned| {
-            let mut tree = poisoned.into_inner();
+        let is_poisoned = self.tree.is_poisoned();
+        let mut tree = self.tree.lock().unwrap_or_else(PoisonError::into_inner);
+        if is_poisoned || !tree.is_empty() && self.pools().iter().any(|pool| pool.is_broken()) {
             *tree = RadixTree::default();
             self.tree.clear_poison();
-            tree
-        })
+        }
+        tree
     }
 }
 
@@ -261,7 +318,7 @@ impl Drop for Pin {
             let mut tree = self.shared.lock();
             tree.unpin(self.model, &self.ids);
             // It may have been all that could not go.
-            tree.evict_to(self.shared.room());
+            self.shared.evict(&mut tree);
         }
     }
 }

@@ -111,6 +111,19 @@ impl<'a> Runner<'a> {
         self.cache.as_ref().map_or(PageCounts::default(), KvCache::pages)
     }
 
+    /// Checks that a row of so many tokens has room, at least if it is alone.
+    pub fn check_row(&self, tokens: usize) -> Result<()> {
+        match self.config.uses_cache {
+            true => self.config.cache.check_row(self.model.config(), &self.model.device(), tokens),
+            false => Ok(()),
+        }
+    }
+
+    /// Whether another row of so many tokens has room.
+    pub fn has_room(&self, tokens: usize) -> bool {
+        self.cache.as_ref().is_none_or(|cache| cache.has_room(tokens))
+    }
+
     /// Adds an empty row behind the last one; returns which it is.
     pub fn push(&mut self) -> Result<usize> {
         self.multi_step = None;
@@ -212,17 +225,19 @@ impl<'a> Runner<'a> {
 
     /// Appends new tokens to the rows of the cache.
     fn compute(&mut self, new: &[&[u32]], counts: &[usize]) -> Result<RowLogits> {
-        let Some(cache) = &mut self.cache else { return Err(Error::EmptyBatch) };
         if new.iter().all(|new| new.is_empty()) {
             return Ok(RowLogits::default());
         }
         let tokens = TokenBatch::packed(new, self.model)?;
-        if counts.iter().all(|count| *count == 0) {
-            self.model.prefill(&tokens, cache)?;
-            return Ok(RowLogits::default());
-        }
-        let logits = self.model.forward(&tokens, cache, Logits::Counts(counts))?; // [M, V]
-        self.on_host(logits, counts)
+        let logits = self.with_room(|runner| {
+            let Some(cache) = &mut runner.cache else { return Err(Error::EmptyBatch) };
+            if counts.iter().all(|count| *count == 0) {
+                runner.model.prefill(&tokens, cache)?;
+                return Ok(None);
+            }
+            Ok(Some(runner.model.forward(&tokens, cache, Logits::Counts(counts))?)) // [M, V]
+        })?;
+        logits.map_or(Ok(RowLogits::default()), |logits| self.on_host(logits, counts))
     }
 
     /// Computes all tokens of the rows whose logits are wanted, and keeps nothing.
@@ -283,7 +298,9 @@ impl<'a> Runner<'a> {
         if self.config.uses_cache && self.cache.is_none() {
             let rows = self.config.cache.rows.max(self.rows());
             let config = KvCacheConfig { rows, ..self.config.cache };
-            let mut cache = config.init(self.model.config(), &self.model.device())?;
+            let prefixes = self.config.prefixes.as_ref();
+            let pool = prefixes.map(|prefixes| prefixes.pool(self.model, config.dtype));
+            let mut cache = config.init_in(self.model.config(), &self.model.device(), pool.as_ref())?;
             cache.remove_all();
             self.held.iter().try_for_each(|_| cache.push())?;
             self.cache = Some(cache);

@@ -3,8 +3,8 @@
 use super::{Runner, Turn, common};
 use crate::backends::has_page_kernels;
 use crate::cache::page_len;
-use crate::prefix::{Reuse, sources};
-use crate::{CacheStorage, KvCache, Result};
+use crate::prefix::{Prefixes, Reuse, sources};
+use crate::{CacheStorage, Error, KvCache, Result};
 
 /// A row that lacks some of its tokens.
 #[derive(Clone, Copy, Debug)]
@@ -37,12 +37,32 @@ impl Runner<'_> {
             }
             self.copy(from, &[row], copied)?;
         }
-        let Some(cache) = &mut self.cache else { return Ok(()) };
-        let mut of_rows = vec![Vec::new(); cache.batch()];
+        let mut of_rows = vec![Vec::new(); self.rows()];
         of_rows[row] = parts.to_vec();
-        cache.append_segments(&of_rows)?;
+        self.with_room(|runner| match &mut runner.cache {
+            Some(cache) => cache.append_segments(&of_rows),
+            None => Ok(()),
+        })?;
         self.held[row] = tokens[..lease.tokens()].to_vec();
         Ok(())
+    }
+
+    /// Does what takes pages, for which prefixes go that are not in use, if there are too few.
+    pub(super) fn with_room<T>(&mut self, mut work: impl FnMut(&mut Self) -> Result<T>) -> Result<T> {
+        loop {
+            let done = work(self);
+            let (Err(error @ Error::OutOfMemory { bytes, limit, .. }), Some(cache)) = (&done, &self.cache) else {
+                return done;
+            };
+            if !KvCache::is_short(error) {
+                return done;
+            }
+            let has_gone =
+                |prefixes: &Prefixes| cache.let_go(bytes - limit, |is_over| prefixes.cache().evict_while(is_over));
+            if !self.config.prefixes.as_ref().is_some_and(has_gone) {
+                return done;
+            }
+        }
     }
 
     /// Another row whose pages a row can share, and how many of its tokens are in them.
@@ -132,7 +152,7 @@ impl Runner<'_> {
     pub fn insert(&self, row: usize, tokens: &[u32]) {
         let known = &tokens[..self.known(row, tokens)];
         if let (Some(prefixes), Some(cache)) = (&self.config.prefixes, &self.cache) {
-            let _ = prefixes.insert(known, |new| cache.segment(row, new));
+            let _ = prefixes.insert(known, |new| cache.share(row, new));
         }
     }
 

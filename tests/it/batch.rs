@@ -10,7 +10,7 @@ use gpt2_burn::generate::{ContextEnd, Decoder, FinishReason, Generator, Prompt, 
 use gpt2_burn::prefix::{PrefixCache, Reuse};
 use gpt2_burn::sampling::Sampling;
 use gpt2_burn::speculative::{Acceptance, Draft, DraftLen, Ngram, Speculation};
-use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, WeightFormat};
+use gpt2_burn::{CacheStorage, Error, Gpt2, Gpt2Config, MemoryLimit, WeightFormat};
 use proptest::prelude::*;
 
 use crate::common::{STORAGES, device, kv_bytes, random_model, small_config};
@@ -199,51 +199,18 @@ fn any_schedule_gives_each_row_what_it_gets_alone() {
             Some((reuse, budget)) => generator.with_prefix_cache(&PrefixCache::new(budget).with_reuse(reuse)).unwrap(),
         };
         let options = BatchOptions::default().with_max_rows(max_rows).with_step_tokens(step_tokens);
-        let mut batch = generator.batch(options.with_max_wait(max_wait)).unwrap();
-        let (mut asked, mut gone) = (Vec::new(), Vec::new());
-        let mut outcomes = Outcomes::default();
-        for action in actions {
-            match action {
-                Action::Add(request) => {
-                    let id = batch.add(&request).unwrap();
-                    asked.push((id, request));
-                }
-                Action::Step(steps) => (0..steps).for_each(|_| outcomes.note(batch.step().unwrap())),
-                Action::Cancel(index) => {
-                    if let Some((id, _)) = asked.get(index)
-                        && batch.cancel(*id)
-                    {
-                        gone.push(*id);
-                    }
-                }
-            }
-        }
-        outcomes.run(&mut batch);
-        for (id, request) in &asked {
-            let expected = alone(&model, request);
-            let found = outcomes.0.remove(id).unwrap_or_default();
-            prop_assert!(found.error.is_none(), "{:?}", found.error);
-            if gone.contains(id) {
-                prop_assert_eq!(found.finish, None);
-                let tokens = found.tokens.len();
-                prop_assert_eq!(bits(&found.tokens), bits(&expected.tokens[..tokens]), "{} was cancelled", id);
-                continue;
-            }
-            prop_assert_eq!(bits(&found.tokens), bits(&expected.tokens), "{} of {:?}", id, request);
-            prop_assert_eq!(found.finish, expected.finish);
-        }
-        prop_assert!(outcomes.0.is_empty());
-        let report = batch.report();
+        let Ran { report, accepted: drafted, asked, gone } = run_schedule(&generator, options.with_max_wait(max_wait), actions)?;
         count(&joins, report.joins);
         count(&leaves, report.leaves);
         count(&hits, report.prefix_hits);
-        count(&accepted, batch.speculation().map_or(0, |report| report.accepted));
-        count(&cancelled, gone.len());
-        count(&finished, asked.len() - gone.len());
+        count(&accepted, drafted);
+        count(&cancelled, gone);
+        count(&finished, asked - gone);
         if storage == CacheStorage::Paged {
             count(&shared, report.pages.shared);
             count(&copied, report.pages.copied);
         }
+        prop_assert_eq!(report.preemptions, 0);
     });
     if has_page_kernels(&device()) {
         let counts = [&shared, &copied].map(|count| count.load(Ordering::Relaxed));
@@ -251,6 +218,98 @@ fn any_schedule_gives_each_row_what_it_gets_alone() {
     }
     let counts = [&joins, &leaves, &hits, &accepted, &cancelled, &finished].map(|count| count.load(Ordering::Relaxed));
     assert!(counts.iter().all(|count| *count > 20), "joins, leaves, hits, accepted, cancelled, finished: {counts:?}");
+}
+
+/// What came of a schedule.
+struct Ran {
+    report: BatchReport,
+    accepted: usize,
+    /// Rows that were asked for, and those of them that were cancelled.
+    asked: usize,
+    gone: usize,
+}
+
+/// Does what a schedule says; each row gets what it gets alone.
+fn run_schedule(generator: &Generator, options: BatchOptions, actions: Vec<Action>) -> Result<Ran, TestCaseError> {
+    let mut batch = generator.batch(options).unwrap();
+    let (mut asked, mut gone) = (Vec::new(), Vec::new());
+    let mut outcomes = Outcomes::default();
+    for action in actions {
+        match action {
+            Action::Add(request) => {
+                let id = batch.add(&request).unwrap();
+                asked.push((id, request));
+            }
+            Action::Step(steps) => (0..steps).for_each(|_| outcomes.note(batch.step().unwrap())),
+            Action::Cancel(index) => {
+                if let Some((id, _)) = asked.get(index)
+                    && batch.cancel(*id)
+                {
+                    gone.push(*id);
+                }
+            }
+        }
+    }
+    outcomes.run(&mut batch);
+    for (id, request) in &asked {
+        let expected = alone(generator.model(), request);
+        let found = outcomes.0.remove(id).unwrap_or_default();
+        prop_assert!(found.error.is_none(), "{:?}", found.error);
+        if gone.contains(id) {
+            prop_assert_eq!(found.finish, None);
+            let tokens = found.tokens.len();
+            prop_assert_eq!(bits(&found.tokens), bits(&expected.tokens[..tokens]), "{} was cancelled", id);
+            continue;
+        }
+        prop_assert_eq!(bits(&found.tokens), bits(&expected.tokens), "{} of {:?}", id, request);
+        prop_assert_eq!(found.finish, expected.finish);
+    }
+    prop_assert!(outcomes.0.is_empty());
+    let accepted = batch.speculation().map_or(0, |report| report.accepted);
+    Ok(Ran { report: *batch.report(), accepted, asked: asked.len(), gone: gone.len() })
+}
+
+#[test]
+fn rows_that_are_preempted_get_what_they_get_alone() {
+    if !has_page_kernels(&device()) {
+        return;
+    }
+    // A page takes more than what a forward computes with.
+    let model = random_model(Gpt2Config { n_positions: 40, n_layer: 16, ..small_config() });
+    let model = model.pack(WeightFormat::F32).unwrap();
+    let page = 16 * 2 * 16 * 24 * 4;
+    let [preempted, evicted, shared, accepted] = [(); 4].map(|()| AtomicUsize::new(0));
+    proptest!(cases(150), |(
+        actions in schedules(),
+        storage in prop_oneof![1 => Just(CacheStorage::Growing), 3 => Just(CacheStorage::Paged)],
+        pages in 8_usize..14,
+        budget in prop_oneof![Just(None), Just(Some(0)), (0_usize..12).prop_map(Some), Just(Some(1000))],
+        speculation in prop_oneof![1 => Just(None), 1 => (0_usize..5).prop_map(Some)],
+    )| {
+        let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
+        let generator = match speculation {
+            None => generator,
+            Some(kind) => {
+                let speculation = Speculation { storage, draft_len: DraftLen::Fixed(3), acceptance: Acceptance::Match };
+                let generator = generator.with_decoder(Decoder::Speculative(speculation));
+                generator.with_draft(draft(&model, kind)).unwrap()
+            }
+        };
+        let prefixes = PrefixCache::new(budget.unwrap_or(0) * page);
+        let generator = match budget {
+            None => generator,
+            Some(_) => generator.with_prefix_cache(&prefixes).unwrap(),
+        };
+        let generator = generator.with_memory_limit(MemoryLimit::bytes(pages * page));
+        let ran = run_schedule(&generator, BatchOptions::default().with_max_rows(6), actions)?;
+        preempted.fetch_add(ran.report.preemptions, Ordering::Relaxed);
+        evicted.fetch_add(prefixes.stats().evicted_tokens, Ordering::Relaxed);
+        shared.fetch_add(ran.report.pages.shared, Ordering::Relaxed);
+        accepted.fetch_add(ran.accepted, Ordering::Relaxed);
+        prop_assert!(ran.report.pages.used <= pages, "{:?} of {} pages", ran.report.pages, pages);
+    });
+    let counts = [&preempted, &evicted, &shared, &accepted].map(|count| count.load(Ordering::Relaxed));
+    assert!(counts.iter().all(|count| *count > 20), "preempted, evicted, shared, accepted: {counts:?}");
 }
 
 /// A batch of greedy rows, and what they come to.

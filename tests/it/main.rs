@@ -10,7 +10,6 @@ mod deterministic;
 mod devices;
 mod generate;
 mod kernels;
-mod limits;
 mod measure;
 #[cfg(target_os = "linux")]
 mod memory;
@@ -25,7 +24,3 @@ mod shared_data;
 mod speculative;
 mod speculative_sampling;
 mod words;
-
-/// Counts what is allocated, for the tests in `limits`.
-#[global_allocator]
-static ALLOCATED: peak_alloc::PeakAlloc = peak_alloc::PeakAlloc;

@@ -9,7 +9,7 @@ use gpt2_burn::checkpoint::SaveOptions;
 use gpt2_burn::generate::{Decoder, Generator};
 use gpt2_burn::measure::{process_memory, reset_peak_memory};
 use gpt2_burn::prefix::PrefixCache;
-use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, Logits, TokenBatch, WeightFormat};
+use gpt2_burn::{CacheStorage, Checkpoint, Gpt2, Gpt2Config, KvCache, KvCacheConfig, Logits, TokenBatch, WeightFormat};
 
 const FORMATS: [WeightFormat; 3] = [WeightFormat::F32, WeightFormat::F16, WeightFormat::Int8];
 
@@ -173,5 +173,33 @@ fn a_cache_of_prefixes_takes_its_budget_and_no_more() {
             stats.hit_rate()
         );
         assert!(growth < 1.1, "resident memory grew by {growth:.3} x the budget of {budget:.1} MB");
+    });
+}
+
+#[test]
+fn pages_take_memory_when_they_are_written_and_not_before() {
+    alone_with(&[THREADS], || {
+        let model =
+            random_model(Gpt2Config { n_positions: 1024, n_embd: 128, n_head: 4, n_layer: 4, ..small_config() });
+        let model = model.pack(WeightFormat::F32).unwrap();
+        let fill = |rows: usize| {
+            let mut cache = KvCacheConfig::new(rows, 1024).init(model.config(), &model.device()).unwrap();
+            let mut prompts = vec![vec![7]; rows];
+            prompts[rows - 1] = vec![7; 30];
+            for _ in 0..2 {
+                model.hidden_states(&TokenBatch::new(&prompts[..], &model).unwrap(), &mut cache).unwrap();
+            }
+            cache
+        };
+        drop(fill(1));
+        let before = resident();
+        let cache = fill(20);
+        let (taken, reserved, all) =
+            (resident() - before, cache.bytes().reserved, common::kv_bytes(model.config(), 20, 1024));
+        assert_eq!(reserved, common::kv_bytes(model.config(), 20, 64));
+        assert!(
+            taken < reserved + reserved / 5,
+            "{taken} bytes are taken, {reserved} reserved, and {all} would be all"
+        );
     });
 }

@@ -85,9 +85,9 @@ proptest! {
     fn any_batches_give_the_same_bits_with_and_without(
         batches in batches(),
         on_context_end in ends(),
-        storage in prop_oneof![Just(CacheStorage::Growing), Just(CacheStorage::Preallocated)],
+        storage in proptest::sample::select(STORAGES.to_vec()),
         reuse in prop_oneof![3 => Just(Reuse::Radix), 1 => Just(Reuse::Exact)],
-        budget in prop_oneof![3 => Just(ROOM), 1 => 0_usize..20_000],
+        budget in prop_oneof![3 => Just(ROOM), 1 => 0_usize..40_000],
         num_samples in 1_usize..3,
         cache_generated in any::<bool>(),
         deterministic in any::<bool>(),
@@ -175,8 +175,9 @@ fn a_prompt_is_known_up_to_its_last_token_the_second_time() {
         let stats = prefixes.stats();
         assert_eq!((stats.lookups, stats.hits, stats.asked_tokens, stats.found_tokens), (7, 4, 25, 17));
         assert_eq!(stats.hit_rate(), 17.0 / 25.0);
-        // 2 x layers x width x 4 bytes a token.
-        assert_eq!((prefixes.tokens(), prefixes.bytes()), (12, 12 * 2 * 2 * 24 * 4));
+        // 2 x layers x width x 4 bytes a token. In pages of 16 positions, where two that part in one have one each.
+        let positions = if storage == CacheStorage::Paged { 4 * 16 } else { 12 };
+        assert_eq!((prefixes.tokens(), prefixes.bytes()), (12, positions * 2 * 2 * 24 * 4));
     }
 }
 
@@ -397,4 +398,53 @@ fn caches_and_pins_are_for_all_threads() {
     is_shared(&prefixes);
     is_shared(&prefixes.pin(generator(&prefixes).fingerprint().unwrap(), &[1]));
     is_shared(&generator(&prefixes));
+}
+
+/// What is found is where it was computed, whoever asks.
+#[test]
+fn nothing_is_copied_of_prefixes_in_pages_but_a_tail_for_each_row() {
+    let prefixes = PrefixCache::new(ROOM);
+    let [first, second] = [(); 2].map(|()| with_prefixes(&model(), CacheStorage::Paged, &prefixes));
+    let prompt: Vec<u32> = (1..20).collect();
+    assert_eq!(run(&first, std::slice::from_ref(&prompt)), (19, 0));
+    let page = 16 * 2 * 2 * 24 * 4;
+    assert_eq!((prefixes.tokens(), prefixes.bytes()), (19, 2 * page));
+    for generator in [&first, &second] {
+        let prompts: Vec<Vec<u32>> = (40..43).map(|id| [&prompt[..18], &[id]].concat()).collect();
+        let output = generator.complete(&greedy(&prompts, 2)).unwrap();
+        assert_eq!(output.report.reused_prompt_tokens, 3 * 18);
+        // A full page that all of them share, and three tails: the first time one of each row, then each where it was.
+        assert_eq!((output.report.pages.shared > 0, prefixes.bytes()), (true, 5 * page));
+        let plain = Generator::new(model());
+        assert_eq!(ids_of(generator, &greedy(&prompts, 2)), ids_of(&plain, &greedy(&prompts, 2)));
+    }
+    prefixes.clear();
+    assert_eq!(prefixes.bytes(), 0);
+}
+
+/// Such callers wait for each other on threads that the one who computes needs, if it does not compute apart.
+#[test]
+fn requests_on_threads_that_compute_do_not_wait_for_each_other_forever() {
+    let prefixes = PrefixCache::new(ROOM);
+    let (threads, model) = (gpt2_burn::Threads::new(3).unwrap(), model());
+    let plain = Generator::new(model.clone());
+    let prompts: Vec<Vec<u32>> = (0..40).map(|n| (n % 5..n % 5 + 18).collect()).collect();
+    let expected: Vec<_> = prompts.iter().map(|ids| ids_of(&plain, &greedy(std::slice::from_ref(ids), 4))).collect();
+    let found = |ids: &Vec<u32>| {
+        ids_of(&with_prefixes(&model, CacheStorage::Paged, &prefixes), &greedy(std::slice::from_ref(ids), 4))
+    };
+    let work = || {
+        let results = std::sync::Mutex::new(vec![None; prompts.len()]);
+        let each: Vec<(usize, &Vec<u32>)> = prompts.iter().enumerate().collect();
+        gpt2_burn::Threads::for_each(each, |(n, ids)| results.lock().unwrap()[n] = Some(found(ids)));
+        results.into_inner().unwrap()
+    };
+    let inside = std::thread::scope(|scope| {
+        let outside = scope.spawn(|| prompts.iter().map(found).collect::<Vec<_>>());
+        let inside = threads.install(work);
+        assert_eq!(outside.join().unwrap(), expected);
+        inside
+    });
+    assert_eq!(inside.into_iter().flatten().collect::<Vec<_>>(), expected);
+    assert!(prefixes.stats().found_tokens > 0);
 }

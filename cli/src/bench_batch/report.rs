@@ -139,6 +139,7 @@ fn as_json(measured: &Measured, args: &Args) -> serde_json::Value {
         "tpot_p50": measured.token_seconds(0.5),
         "tpot_p95": measured.token_seconds(0.95),
         "joins": measured.report.joins,
+        "preemptions": measured.report.preemptions,
         "computed_prompt_tokens": measured.report.computed_prompt_tokens,
     })
 }

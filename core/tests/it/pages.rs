@@ -129,7 +129,7 @@ impl World {
                 let (row, text) = &self.rows[at % self.rows.len()];
                 let len = len % (text.len() + 1);
                 let pages = row.pages()[..len.div_ceil(PAGE)].to_vec();
-                self.pool.refer(&pages);
+                self.pool.keep(&pages);
                 self.held.push((pages, text[..len].to_vec()));
             }
             Call::Hit(at, len) if !self.held.is_empty() && self.rows.len() < 6 => {
@@ -140,7 +140,7 @@ impl World {
             }
             Call::Evict(at) if !self.held.is_empty() => {
                 let (pages, _) = self.held.swap_remove(at % self.held.len());
-                self.pool.give_back(&pages);
+                self.pool.give_up(&pages);
             }
             _ => {}
         }
@@ -176,7 +176,7 @@ proptest! {
             world.pool.release(&mut row);
         }
         for (pages, _) in std::mem::take(&mut world.held) {
-            world.pool.give_back(&pages);
+            world.pool.give_up(&pages);
         }
         prop_assert_eq!((world.pool.used(), world.pool.available()), (0, max_pages));
     }
@@ -236,12 +236,16 @@ fn what_was_written_and_does_not_count_is_known() {
 }
 
 #[test]
-#[should_panic = "is nobody's"]
-fn a_page_that_is_given_back_twice_is_noticed() {
+#[should_panic = "is not kept"]
+fn a_page_that_is_given_up_twice_is_noticed() {
     let mut pool = PagePool::new(PAGE, 9);
     let mut row = PageRow::default();
     pool.reserve(&mut [(&mut row, 1)]).unwrap();
     let pages = row.pages().to_vec();
-    pool.give_back(&pages);
-    pool.give_back(&pages);
+    pool.keep(&pages);
+    assert_eq!((pool.kept(), pool.idle(), pool.references(pages[0])), (1, 0, 2));
+    pool.release(&mut row);
+    assert_eq!((pool.kept(), pool.idle(), pool.used()), (1, 1, 1));
+    pool.give_up(&pages);
+    pool.give_up(&pages);
 }

@@ -8,25 +8,25 @@ use std::collections::HashMap;
 use std::fs::File;
 use std::io::BufReader;
 use std::path::Path;
+use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{FORMAT, KEYS_AND_VALUES, Node, name};
+use crate::cache::KvPool;
 use crate::checkpoint::{SafetensorsSource, TensorSource};
 use crate::prefix::{Fingerprint, PrefixCache};
-use crate::{Error, KvSegment, Result};
+use crate::{Error, Gpt2Config, KvCacheConfig, KvSegment, Result};
 
 /// For which model keys and values are read.
 pub(crate) struct Reader {
     pub fingerprint: Fingerprint,
-    /// `[layers, heads, width of a head]`.
-    pub shape: [usize; 3],
-    /// Tokens of the longest sequence.
-    pub n_positions: usize,
-    pub vocab_size: usize,
+    pub config: Gpt2Config,
     pub dtype: DType,
     pub device: Device,
+    /// The pages that they go to; none: each segment has memory of its own.
+    pub pool: Option<Arc<KvPool>>,
 }
 
 impl PrefixCache {
@@ -43,15 +43,33 @@ impl PrefixCache {
             let ids = saved.ids(index);
             let held = self.held(reader.fingerprint, &ids);
             if held < ids.len() {
-                if held < node.start || !self.has_room((ids.len() - held) * reader.token_bytes()) {
+                let bytes = if reader.pool.is_some() { 0 } else { (ids.len() - held) * reader.token_bytes() };
+                if held < node.start || !self.has_room(bytes) {
                     continue;
                 }
                 let segment = saved.segment(index, reader, sums[index])?;
+                let Some(segment) = self.in_pages(&ids, segment, reader)? else { continue };
                 new += self.insert(reader.fingerprint, &ids, node.start, segment)?;
             }
             node.node.ends.iter().for_each(|end| self.mark(reader.fingerprint, &ids[..node.start + end]));
         }
         Ok(new)
+    }
+
+    /// The last tokens of a sequence, of which those before are held, as the reader's caches hold them; none if there is no room.
+    fn in_pages(&self, ids: &[u32], segment: KvSegment, reader: &Reader) -> Result<Option<KvSegment>> {
+        let Some(pool) = &reader.pool else { return Ok(Some(segment)) };
+        let config = KvCacheConfig::new(1, ids.len()).with_dtype(reader.dtype);
+        let mut cache = config.init_in(&reader.config, &reader.device, Some(pool))?;
+        let start = ids.len() - segment.tokens();
+        let mut path = self.path(reader.fingerprint, &ids[..start]);
+        if path.iter().map(|(_, tokens)| tokens).sum::<usize>() < start {
+            return Ok(None);
+        }
+        path.push((segment, ids.len() - start));
+        cache.append_segments(&[path])?;
+        let segment = cache.share(0, start..ids.len())?;
+        Ok(Some(segment).filter(|_| self.has_room(0)))
     }
 }
 
@@ -181,12 +199,11 @@ impl<'a> Saved<'a> {
 impl Reader {
     /// Bytes of the keys and values of a token.
     fn token_bytes(&self) -> usize {
-        2 * self.shape.iter().product::<usize>() * self.dtype.size()
+        2 * self.config.n_layer * self.config.n_embd * self.dtype.size()
     }
 
     fn check_tensor(&self, node: &Node, dtype: Option<DType>, shape: &[usize]) -> Result<(), String> {
-        let [layers, heads, head_dim] = self.shape;
-        let wanted = [layers, heads, node.ids.len(), head_dim];
+        let wanted = [self.config.n_layer, self.config.n_head, node.ids.len(), self.config.head_dim()];
         if node.ids.is_empty() || *shape != wanted || dtype != Some(self.dtype) {
             return Err(format!("{shape:?} of {dtype:?}, not {wanted:?} of {:?}", self.dtype));
         }
@@ -195,11 +212,15 @@ impl Reader {
 
     fn check_node(&self, node: &Node, start: usize) -> Result<(), String> {
         let tokens = node.ids.len();
-        if start + tokens > self.n_positions {
-            return Err(format!("a sequence of {} tokens is beyond {} positions", start + tokens, self.n_positions));
+        if start + tokens > self.config.n_positions {
+            return Err(format!(
+                "a sequence of {} tokens is beyond {} positions",
+                start + tokens,
+                self.config.n_positions
+            ));
         }
-        if let Some(id) = node.ids.iter().find(|id| **id as usize >= self.vocab_size) {
-            return Err(format!("token id {id} is outside the vocabulary 0..{}", self.vocab_size));
+        if let Some(id) = node.ids.iter().find(|id| **id as usize >= self.config.vocab_size) {
+            return Err(format!("token id {id} is outside the vocabulary 0..{}", self.config.vocab_size));
         }
         if let Some(end) = node.ends.iter().find(|end| !(1..=tokens).contains(*end)) {
             return Err(format!("a prompt ends behind {end} of {tokens} tokens"));
@@ -229,8 +250,9 @@ mod tests {
         let path = folder.path().join("prefixes");
         cache.save(&path).unwrap();
 
-        let (shape, dtype, device) = ([1, 2, 4], DType::F32, device.clone());
-        let readers = [Reader { fingerprint, shape, n_positions: 3, vocab_size: 7, dtype, device }];
+        let config =
+            Gpt2Config { vocab_size: 7, n_positions: 3, n_embd: 8, n_layer: 1, n_head: 2, ..Gpt2Config::default() };
+        let readers = [Reader { fingerprint, config, dtype: DType::F32, device: device.clone(), pool: None }];
         let saved = Saved::open(&path, &readers).unwrap();
         let sums = saved.check().unwrap();
         assert_eq!(saved.segment(0, &readers[0], sums[0]).unwrap().tokens(), 3);

@@ -8,6 +8,7 @@ use safetensors::{Dtype, View};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{FORMAT, KEYS_AND_VALUES, Node, name};
+use crate::cache::States;
 use crate::checkpoint::write_file;
 use crate::prefix::{Entry, Fingerprint, PrefixCache};
 use crate::{Error, KvSegment, Result};
@@ -30,15 +31,15 @@ impl PrefixCache {
         });
         let nodes = serde_json::to_string(&nodes).expect("nodes are made of numbers and text");
         let tensors = segments.iter().enumerate().flat_map(|(index, segment)| {
-            let states = [segment.keys(), segment.values()].map(SavedSegment::new);
-            KEYS_AND_VALUES.into_iter().zip(states).map(move |(part, states)| (name(index, part), states))
+            let saved = |part| SavedSegment::new(segment, part);
+            KEYS_AND_VALUES.into_iter().enumerate().map(move |(part, text)| (name(index, text), saved(part)))
         });
         let tensors: Vec<(String, SavedSegment)> = tensors.collect();
 
         let mut checksum = Xxh3::new();
         checksum.update(nodes.as_bytes());
         for (_, part) in &tensors {
-            let data = part.states.try_to_data().map_err(|error| Error::Execution(error.to_string()))?;
+            let data = part.states().try_to_data().map_err(|error| Error::Execution(error.to_string()))?;
             checksum.update(data.bytes());
         }
         let checksum = format!("{:032x}", checksum.digest128());
@@ -47,21 +48,29 @@ impl PrefixCache {
     }
 }
 
-/// The keys or the values of a segment: `[layers, H, n, D]`.
+/// The keys, or the values, of a segment. Out of pages, they are copied when they are wanted.
 struct SavedSegment {
-    states: Tensor<4>,
+    segment: KvSegment,
+    /// 0 for the keys.
+    part: usize,
+    /// `[layers, H, n, D]`.
     shape: [usize; 4],
 }
 
 impl SavedSegment {
-    fn new(states: &Tensor<4>) -> Self {
-        Self { states: states.clone(), shape: states.dims() }
+    fn new(segment: &KvSegment, part: usize) -> Self {
+        Self { segment: segment.clone(), part, shape: segment.shape() }
+    }
+
+    fn states(&self) -> Tensor<4> {
+        let States { keys, values } = self.segment.states();
+        if self.part == 0 { keys } else { values }
     }
 }
 
 impl View for SavedSegment {
     fn dtype(&self) -> Dtype {
-        match self.states.dtype() {
+        match self.segment.dtype() {
             DType::F16 => Dtype::F16,
             DType::BF16 => Dtype::BF16,
             _ => Dtype::F32,
@@ -73,10 +82,10 @@ impl View for SavedSegment {
     }
 
     fn data(&self) -> Cow<'_, [u8]> {
-        self.states.to_data().bytes().to_vec().into()
+        self.states().to_data().bytes().to_vec().into()
     }
 
     fn data_len(&self) -> usize {
-        self.shape.iter().product::<usize>() * self.states.dtype().size()
+        self.shape.iter().product::<usize>() * self.segment.dtype().size()
     }
 }

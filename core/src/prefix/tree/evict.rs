@@ -45,7 +45,8 @@ impl<N: Copy + Ord, P: Payload> RadixTree<N, P> {
         self.evict_while(|_| true)
     }
 
-    fn evict_while(&mut self, too_much: impl Fn(&Self) -> bool) -> usize {
+    /// As [`evict_to`](Self::evict_to), for as long as `too_much` says so.
+    pub fn evict_while(&mut self, mut too_much: impl FnMut(&Self) -> bool) -> usize {
         let before = self.tokens;
         while too_much(self)
             && let Some(&(_, id)) = self.idle.first()

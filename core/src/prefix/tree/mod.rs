@@ -15,11 +15,11 @@ pub trait Payload: Sized {
     /// Tokens that it is for.
     fn tokens(&self) -> usize;
 
-    /// Bytes that it takes.
+    /// Bytes that it takes, and shares with no other.
     fn bytes(&self) -> usize;
 
-    /// Cuts it in front of token `at`, which is at least 1 and less than [`tokens`](Self::tokens). What either part keeps
-    /// must not hold the memory of the other.
+    /// Cuts it in front of token `at`, which is at least 1 and less than [`tokens`](Self::tokens). What either part counts of its
+    /// [`bytes`](Self::bytes) must not hold the memory of the other.
     fn split(self, at: usize) -> (Self, Self);
 }
 
