@@ -13,7 +13,7 @@ fn bench_batch_serves_the_same_requests_in_both_ways() {
         assert_eq!(engines, ["gpt2-burn running", "gpt2-burn waiting"]);
         assert_eq!(lines[0]["new_tokens"], lines[1]["new_tokens"]);
         for line in &lines {
-            assert_eq!((line["requests"].as_u64(), line.as_object().unwrap().len()), (Some(5), 15));
+            assert_eq!((line["requests"].as_u64(), line.as_object().unwrap().len()), (Some(5), 16));
             for key in ["seconds", "tok_s", "ttft_p50", "ttft_p95", "tpot_p50", "tpot_p95"] {
                 assert!(line[key].as_f64().unwrap() > 0.0, "{key}: {line}");
             }
