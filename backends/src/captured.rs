@@ -129,7 +129,7 @@ impl Drop for Open<'_> {
 }
 
 /// An allocation, and the bytes of it that a tensor has.
-type Address = [u64; 3];
+pub(crate) type Address = [u64; 3];
 
 /// Where everything is that a step writes and the next one reads; none if a device does not say.
 fn addresses(state: &DecodeState, buffers: &Buffers) -> Option<Vec<Address>> {
@@ -138,8 +138,9 @@ fn addresses(state: &DecodeState, buffers: &Buffers) -> Option<Vec<Address>> {
     of_state.into_iter().chain(of_buffers).collect()
 }
 
+/// Where a tensor is; none if a device does not say.
 #[cfg(all(feature = "cube", not(feature = "fusion")))]
-fn of_floats<const D: usize>(tensor: &Tensor<D>) -> Option<Address> {
+pub(crate) fn of_floats<const D: usize>(tensor: &Tensor<D>) -> Option<Address> {
     tensor.clone().try_into_primitive::<burn_cubecl::CubeBackend>().ok().map(of_tensor)
 }
 
@@ -155,7 +156,7 @@ fn of_tensor(tensor: burn_cubecl::tensor::CubeTensor) -> Address {
 }
 
 #[cfg(not(all(feature = "cube", not(feature = "fusion"))))]
-fn of_floats<const D: usize>(_: &Tensor<D>) -> Option<Address> {
+pub(crate) fn of_floats<const D: usize>(_: &Tensor<D>) -> Option<Address> {
     None
 }
 

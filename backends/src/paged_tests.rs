@@ -144,7 +144,10 @@ fn rows_without_new_tokens_change_nothing_and_name_no_page() {
 
 /// What a query does not see may be anything; what it sees is told.
 #[track_caller]
-fn check_unseen_on(device: &Device, attend: impl Fn(Tensor<3>, [Tensor<3>; 2], [Tensor<4>; 2], PagedRow) -> Tensor<2>) {
+pub(crate) fn check_unseen_on(
+    device: &Device,
+    attend: impl Fn(Tensor<3>, [Tensor<3>; 2], [Tensor<4>; 2], PagedRow) -> Tensor<2>,
+) {
     let row = PagedRow { pages: vec![3, 1], context_len: 0, new_len: 20, query_len: 20 };
     let random = || Tensor::<3>::from_data(random([20, 2, 8]).into_data(), device);
     let (query, new) = (random(), [random(), random()]);

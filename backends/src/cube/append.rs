@@ -89,7 +89,7 @@ fn append_kernel<C: Numeric, E: Numeric>(
 
 /// A number as a cache holds it. What is more than the largest half is NaN, and not infinite: see `ops::default::rounded`.
 #[cube]
-fn rounded<E: Numeric, C: Numeric>(number: E, #[comptime] is_half: bool) -> C {
+pub fn rounded<E: Numeric, C: Numeric>(number: E, #[comptime] is_half: bool) -> C {
     let mut rounded = C::cast_from(number);
     if comptime!(is_half) {
         let wide = f32::cast_from(number);

@@ -8,9 +8,9 @@
 use burn::tensor::DType;
 use burn_cubecl::tensor::CubeTensor;
 
-use crate::PackedRow;
 use crate::metadata::check_rows;
 use crate::ops::{GROUP, QUAD, TILE};
+use crate::{PackedRow, PagedRow};
 
 /// A matrix, as its kernels read it.
 pub enum Matrix<'a> {
@@ -96,6 +96,55 @@ pub fn append(
 ) {
     let shape = packed(new_keys, buffers, layout, rows);
     is("new values", new_values, shape);
+}
+
+/// What is new, `[N, H, D]`, beside pages, `[P, H, L, D]`, of which there is one that has something, and the queries of all rows; returns
+/// the shape of the pages. What tables of pages and lengths hold is looked at by the kernels, too.
+pub fn pages(
+    [new_keys, new_values]: [&CubeTensor; 2],
+    [keys, values]: [&CubeTensor; 2],
+    queries: usize,
+    rows: &[PagedRow],
+) -> [usize; 4] {
+    let (shape, [new, ..]) = (shape_of_pages([keys, values]), dims::<3>("new keys", new_keys));
+    let [pages, heads, page_len, head_dim] = shape;
+    is("new keys", new_keys, [new, heads, head_dim]);
+    is("new values", new_values, [new, heads, head_dim]);
+    PagedRow::check(rows, [new, queries], pages, page_len);
+    shape
+}
+
+/// A query, `[M, H, D]`, over pages, `[P, H, L, D]`; returns M.
+pub fn query_of_pages(query: &CubeTensor, keys: &CubeTensor) -> usize {
+    let ([queries, ..], [_, heads, _, head_dim]) = (dims::<3>("a query", query), dims("pages of keys", keys));
+    is("a query", query, [queries, heads, head_dim]);
+    queries
+}
+
+/// Pages that become copies of others.
+pub fn copies(pages: &CubeTensor, copies: &[[u32; 2]]) {
+    let [count, ..] = dims::<4>("pages", pages);
+    are_there(copies.as_flattened(), count);
+}
+
+/// The first `len` positions of a row with these pages.
+pub fn reading([keys, values]: [&CubeTensor; 2], of_row: &[u32], len: usize) {
+    let [count, _, page_len, _] = shape_of_pages([keys, values]);
+    let held = of_row.len().saturating_mul(page_len);
+    assert!(len <= held, "{held} positions of {} pages, and not {len}", of_row.len());
+    are_there(of_row, count);
+}
+
+fn shape_of_pages([keys, values]: [&CubeTensor; 2]) -> [usize; 4] {
+    let shape = dims("pages of keys", keys);
+    let [_, _, page_len, _] = shape;
+    is("pages of values", values, shape);
+    assert!(page_len > 0, "pages of some positions, and not of {page_len}");
+    shape
+}
+
+fn are_there(pages: &[u32], count: usize) {
+    assert!(pages.iter().all(|page| (*page as usize) < count), "pages of {count}, and not {pages:?}");
 }
 
 /// `x`, `[N, d]`, with `gamma` and `beta`, `[d]`.

@@ -18,6 +18,7 @@ mod linear;
 mod many;
 mod norm;
 mod ops;
+mod paged;
 mod product;
 #[cfg(test)]
 mod tests;

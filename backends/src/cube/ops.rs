@@ -19,11 +19,12 @@ use super::int8::few_rows_int8;
 use super::linear::{FEW, few_rows};
 use super::many::many_rows;
 use super::norm::layer_norm;
+use super::paged::{self, PageTable, Plan, Queries, Tokens};
 use super::product::Epilogue;
 use super::units;
-use crate::PackedRow;
 use crate::ops::default::as_i32;
-use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8};
+use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8, default_paged};
+use crate::{PackedRow, PagedRow};
 
 type Tensor = FloatTensor<CubeBackend>;
 type Ints = IntTensor<CubeBackend>;
@@ -146,6 +147,70 @@ impl Gpt2Ops for CubeBackend {
         attend(query, [keys, values], [context_lens, layout].map(as_i32::<Self>), max_query_len)
     }
 
+    fn attend_pages(
+        query: Tensor,
+        new_keys: Tensor,
+        new_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Arc<[PagedRow]>,
+    ) -> (Tensor, Tensor, Tensor) {
+        let queries = checks::query_of_pages(&query, &keys);
+        let shape = checks::pages([&new_keys, &new_values], [&keys, &values], queries, &rows);
+        let (new, pages) = ([new_keys, new_values], [keys, values]);
+        if queries == 0 || !are_f32(&[&query]) || !have_page_kernels(&new, &pages, &rows) {
+            return default_paged::attend::<Self>(query, new, pages, &rows);
+        }
+        let (client, device) = (query.client.clone(), query.device.clone());
+        let [_, _, page_len, _] = shape;
+        let table = PageTable::new(&rows, page_len, &device);
+        let Some(plan) = Plan::new(&client, shape, table.width(), &rows) else {
+            return default_paged::attend::<Self>(query, new, pages, &rows);
+        };
+        let [keys, values] = paged::append(pages, new, &table, &Tokens::new(&rows, &device));
+        let of_rows = Queries::new(&rows, plan.queries(), &device);
+        let out = paged::attend(query, [keys.clone(), values.clone()], &table, &of_rows, plan);
+        (out, keys, values)
+    }
+
+    fn append_pages(
+        new_keys: Tensor,
+        new_values: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        rows: Arc<[PagedRow]>,
+    ) -> (Tensor, Tensor) {
+        let queries = rows.iter().map(|row| row.query_len).sum();
+        let [_, _, page_len, _] = checks::pages([&new_keys, &new_values], [&keys, &values], queries, &rows);
+        let (new, pages) = ([new_keys, new_values], [keys, values]);
+        if !have_page_kernels(&new, &pages, &rows) {
+            let ([new_keys, new_values], [keys, values]) = (new, pages);
+            let keys = default_paged::append::<Self>(keys, new_keys, &rows);
+            return (keys, default_paged::append::<Self>(values, new_values, &rows));
+        }
+        let device = pages[0].device.clone();
+        let table = PageTable::new(&rows, page_len, &device);
+        let [keys, values] = paged::append(pages, new, &table, &Tokens::new(&rows, &device));
+        (keys, values)
+    }
+
+    fn copy_pages(pages: Tensor, copies: Arc<[[u32; 2]]>) -> Tensor {
+        checks::copies(&pages, &copies);
+        match is_stored_float(pages.dtype) && !copies.is_empty() && has_elements(&pages) {
+            true => paged::copy(pages, &copies),
+            false => default_paged::copy::<Self>(pages, &copies),
+        }
+    }
+
+    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize) -> (Tensor, Tensor) {
+        checks::reading([&keys, &values], &pages, len);
+        let read = |states: Tensor| match is_stored_float(states.dtype) && len > 0 && has_elements(&states) {
+            true => paged::read(states, &pages, len),
+            false => default_paged::read::<Self>(states, &pages, len),
+        };
+        (read(keys), read(values))
+    }
+
     fn layer_norm(x: Tensor, gamma: Tensor, beta: Tensor, epsilon: f64) -> Tensor {
         checks::layer_norm(&x, &gamma, &beta);
         match are_f32(&[&x, &gamma, &beta]) {
@@ -183,6 +248,20 @@ fn are_f32(tensors: &[&Tensor]) -> bool {
 fn are_of_one_type(tensors: &[&Tensor]) -> bool {
     let dtype = tensors[0].dtype();
     is_stored_float(dtype) && tensors.iter().all(|tensor| tensor.dtype() == dtype)
+}
+
+fn has_elements(tensor: &Tensor) -> bool {
+    tensor.shape().num_elements() > 0
+}
+
+/// Whether there are kernels for what is new of these rows, of which one has something, and for these pages: of one type each, with
+/// numbers that 32 bits hold.
+fn have_page_kernels(new: &[Tensor; 2], pages: &[Tensor; 2], rows: &[PagedRow]) -> bool {
+    let is_counted = |number: usize| i32::try_from(number).is_ok();
+    let tokens: usize = rows.iter().map(|row| row.new_len).sum();
+    let are_counted = is_counted(tokens) && rows.iter().all(|row| row.new_len == 0 || is_counted(row.seq_len()));
+    let has_something = has_elements(&new[0]) && has_elements(&pages[0]);
+    has_something && are_counted && are_of_one_type(&new.each_ref()) && are_of_one_type(&pages.each_ref())
 }
 
 /// Ids of columns that are there: burn's own kernels take what they are given for such.

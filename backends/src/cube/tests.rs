@@ -16,7 +16,7 @@ use crate::{
 };
 
 /// Some device that is not the CPU's; none if there is none, which is said.
-fn gpu() -> Option<Device> {
+pub(super) fn gpu() -> Option<Device> {
     let named = std::env::var("GPT2_BURN_TEST_DEVICE").unwrap_or_default();
     let names = named.split(',').chain(crate::available());
     let found = names.filter_map(|name| crate::device(name).ok()).find(is_asynchronous);
@@ -26,12 +26,12 @@ fn gpu() -> Option<Device> {
     found
 }
 
-fn cpu() -> Device {
+pub(super) fn cpu() -> Device {
     Device::flex()
 }
 
 /// The same numbers at each call for the same shape and seed.
-fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
+pub(super) fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
     let count: usize = shape.iter().product();
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {
@@ -46,7 +46,7 @@ fn random<const D: usize>(shape: [usize; D], seed: u64) -> Tensor<D> {
 }
 
 /// The same tensor elsewhere.
-fn on<const D: usize>(tensor: &Tensor<D>, device: &Device) -> Tensor<D> {
+pub(super) fn on<const D: usize>(tensor: &Tensor<D>, device: &Device) -> Tensor<D> {
     let dtype = tensor.dtype();
     Tensor::from_data(tensor.clone().into_data(), (device, dtype))
 }
@@ -57,7 +57,7 @@ fn ints(values: &[usize], device: &Device) -> Tensor<1, Int> {
 }
 
 #[track_caller]
-fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, tolerance: f32) {
+pub(super) fn assert_close<const D: usize>(found: Tensor<D>, expected: Tensor<D>, tolerance: f32) {
     assert_eq!(found.dims(), expected.dims());
     let found = on(&found.cast(DType::F32), &cpu());
     let worst: f32 = (found - expected.cast(DType::F32)).abs().max().into_scalar();
