@@ -163,7 +163,7 @@ impl Gpt2Ops for CubeBackend {
         }
         let (client, device) = (query.client.clone(), query.device.clone());
         let [_, _, page_len, _] = shape;
-        let table = PageTable::new(&rows, page_len, &device);
+        let table = PageTable::new(&rows, page_len, 1, &device);
         let Some(plan) = Plan::new(&client, shape, table.width(), &rows) else {
             return default_paged::attend::<Self>(query, new, pages, &rows);
         };
@@ -189,7 +189,7 @@ impl Gpt2Ops for CubeBackend {
             return (keys, default_paged::append::<Self>(values, new_values, &rows));
         }
         let device = pages[0].device.clone();
-        let table = PageTable::new(&rows, page_len, &device);
+        let table = PageTable::new(&rows, page_len, 1, &device);
         let [keys, values] = paged::append(pages, new, &table, &Tokens::new(&rows, &device));
         (keys, values)
     }

@@ -149,8 +149,13 @@ fn attend_kernel<C: Numeric, N: Size>(
     let mut totals = Shared::<[f32]>::new_slice(queries);
 
     let mut element = thread;
-    while element < block.count * lanes {
-        let q = block.first + element / lanes;
+    let mut of_block = 0_usize;
+    if block.count > 0 {
+        of_block = comptime!(queries * lanes).runtime();
+    }
+    while element < of_block {
+        // Queries behind the last are the last.
+        let q = block.first + usize::min(element / lanes, block.count - 1);
         let at = (q * query.stride(0) + head * query.stride(1)) / vector + element % lanes;
         of_queries[element] = query[at] * Vector::new(scale);
         element += THREADS;
@@ -191,7 +196,7 @@ fn attend_kernel<C: Numeric, N: Size>(
         let page = usize::min(entry, keys.shape(0) - 1);
         let of_keys = (page * keys.stride(0) + head * keys.stride(1)) / vector;
         let of_values = page * values.stride(0) + head * values.stride(1);
-        let max_visible = page::visible(block.seen + block.count - 1, before, page_len);
+        let max_visible = page::visible(&block, block.count - 1, before, page_len);
 
         page::scores(&of_queries, keys, of_keys, max_visible, &mut weights, sizes);
         sync_cube();
@@ -208,7 +213,7 @@ fn attend_kernel<C: Numeric, N: Size>(
         // And nobody still reads the weights when the next page's scores are written.
         sync_cube();
 
-        if thread < block.count && page::visible(block.seen + thread, before, page_len) > 0 {
+        if page::visible(&block, thread, before, page_len) > 0 {
             let (max_score, total) = (page::max_score(&maxima, thread), page::total(&of_lanes, thread));
             if comptime!(!is_walk) {
                 let at = ((block.first + thread) * heads + head) * width + level;
@@ -226,7 +231,7 @@ fn attend_kernel<C: Numeric, N: Size>(
         }
         #[unroll]
         for q in 0..queries {
-            if q < block.count && page::visible(block.seen + q, before, page_len) > 0 {
+            if page::visible(&block, q, before, page_len) > 0 {
                 if comptime!(!is_walk) {
                     let at = ((block.first + q) * heads + head) * width + level;
                     #[unroll]

@@ -10,6 +10,9 @@ use super::page::{self, Sizes, THREADS};
 use super::{PageTable, Queries};
 use crate::cube::{address_type, empty_beside};
 
+/// Pages that a thread asks for before it waits for the first of them.
+const PAGES_AT_ONCE: usize = 4;
+
 /// What pages gave, `[M, H, W, D + 2]` (the weighted sums of the values, and behind them the largest score and the sum of the weights), as
 /// `[M, H D]`.
 pub fn fold(partials: CubeTensor, table: &PageTable, queries: &Queries, sizes: Sizes) -> CubeTensor {
@@ -48,23 +51,39 @@ fn fold_kernel(
     let (page_len, head_dim) = (comptime!(sizes.page_len), comptime!(sizes.head_dim));
     let block =
         page::block(blocks, context_lens, CUBE_POS_Y as usize, width * page_len, count, comptime!(sizes.queries));
+    let mut max_scores = Array::<f32>::new(PAGES_AT_ONCE);
+    let mut totals = Array::<f32>::new(PAGES_AT_ONCE);
+    let mut sums = Array::<f32>::new(PAGES_AT_ONCE);
     if q < block.count {
         let query = (block.first + q) * heads + head;
         let pages = page::pages_seen(block.seen + q, width, page_len);
         let mut column = UNIT_POS as usize;
         while column < head_dim {
-            let mut at = query * width * comptime!(head_dim + 2);
+            let at = query * width * comptime!(head_dim + 2);
             let mut max_score = partials[at + head_dim];
             let mut total = partials[at + comptime!(head_dim + 1)];
             let mut sum = partials[at + column];
-            for _ in 1..pages {
-                at += comptime!(head_dim + 2);
-                let of_page = partials[at + head_dim];
-                let larger = f32::max(max_score, of_page);
-                let (a, b) = (f32::exp(max_score - larger), f32::exp(of_page - larger));
-                total = folded(total, a, partials[at + comptime!(head_dim + 1)], b);
-                sum = folded(sum, a, partials[at + column], b);
-                max_score = larger;
+            let mut page = 1_usize;
+            while page < pages {
+                #[unroll]
+                for i in 0..PAGES_AT_ONCE {
+                    // Of those that are not there, the last again.
+                    let at = at + usize::min(page + i, pages - 1) * comptime!(head_dim + 2);
+                    max_scores[i] = partials[at + head_dim];
+                    totals[i] = partials[at + comptime!(head_dim + 1)];
+                    sums[i] = partials[at + column];
+                }
+                #[unroll]
+                for i in 0..PAGES_AT_ONCE {
+                    if page + i < pages {
+                        let larger = f32::max(max_score, max_scores[i]);
+                        let (a, b) = (f32::exp(max_score - larger), f32::exp(max_scores[i] - larger));
+                        total = folded(total, a, totals[i], b);
+                        sum = folded(sum, a, sums[i], b);
+                        max_score = larger;
+                    }
+                }
+                page += PAGES_AT_ONCE;
             }
             output[query * head_dim + column] = sum / total;
             column += THREADS;

@@ -21,20 +21,22 @@ pub struct PageTable {
 }
 
 impl PageTable {
-    /// The pages that the rows need for all of their tokens. Rows without new tokens have none.
+    /// The pages of the rows: as many as they need for all of their tokens, and up to `width` of those that they may need later. Rows
+    /// without new tokens have none.
     ///
     /// # Panics
     ///
     /// If [`PagedRow::check`] would, or a length is too large for 32 bits.
-    pub fn new(rows: &[PagedRow], page_len: usize, device: &CubeDevice) -> Self {
-        let held = |row: &PagedRow| if row.new_len > 0 { row.seq_len().div_ceil(page_len) } else { 0 };
-        let width = rows.iter().map(held).max().unwrap_or(0).max(1);
-        let mut pages = vec![0_u32; rows.len() * width];
-        for (of_row, row) in pages.chunks_exact_mut(width).zip(rows) {
-            of_row[..held(row)].copy_from_slice(&row.pages[..held(row)]);
+    pub fn new(rows: &[PagedRow], page_len: usize, width: usize, device: &CubeDevice) -> Self {
+        let is_there = |row: &&PagedRow| row.new_len > 0;
+        let needed = rows.iter().filter(is_there).map(|row| row.seq_len().div_ceil(page_len)).max();
+        let width = needed.unwrap_or(0).max(width).max(1);
+        let (mut pages, mut context_lens) = (vec![0_u32; rows.len() * width], vec![0_i32; rows.len()]);
+        for (index, row) in rows.iter().enumerate().filter(|(_, row)| is_there(row)) {
+            let known = row.pages.len().min(width);
+            pages[index * width..][..known].copy_from_slice(&row.pages[..known]);
+            context_lens[index] = int(row.context_len);
         }
-        let context_lens: Vec<i32> =
-            rows.iter().map(|row| if row.new_len > 0 { int(row.context_len) } else { 0 }).collect();
         Self {
             pages: upload(pages, [rows.len(), width], device),
             context_lens: upload(context_lens, [rows.len()], device),

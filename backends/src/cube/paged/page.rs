@@ -14,6 +14,10 @@ pub const MAX_QUERIES: usize = 8;
 pub const CHUNKS: usize = 8;
 /// Weights that are added next to each other. Pages have a multiple of it.
 pub const LANES: usize = 16;
+/// Vectors of a key, and values, that a thread asks for before it waits for the first of them: what is computed with them has to wait for
+/// what comes before.
+const KEYS_AT_ONCE: usize = 4;
+const VALUES_AT_ONCE: usize = 8;
 
 /// What kernels are compiled for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -68,10 +72,11 @@ pub fn block(
     Block { row, seen: context_len + offset + 1, first, count: usize::min(count, of_block) }
 }
 
-/// How many positions of a page a query sees that sees `seen` of all, where `before` are in earlier pages.
+/// How many positions of a page a query of a block sees, where `before` are in earlier pages. Queries behind the last see none.
 #[cube]
-pub fn visible(seen: usize, before: usize, #[comptime] page_len: usize) -> usize {
-    usize::min(usize::max(seen, before) - before, page_len)
+pub fn visible(block: &Block, query: usize, before: usize, #[comptime] page_len: usize) -> usize {
+    let seen = usize::max(block.seen + query, before) - before;
+    select(query < block.count, usize::min(seen, page_len), 0)
 }
 
 /// Pages of which a query sees something that sees so many positions, among those that a row may have.
@@ -93,6 +98,8 @@ pub fn scores<C: Numeric, N: Size>(
     let width = keys.vector_size();
     let lanes = comptime!(sizes.head_dim / width);
     let queries = comptime!(sizes.queries);
+    let at_once = comptime!(if lanes.is_multiple_of(KEYS_AT_ONCE) { KEYS_AT_ONCE } else { 1 });
+    let mut of_batch = Array::<Vector<f32, N>>::new(at_once);
     let mut dots = Array::<f32>::new(queries);
     let mut position = UNIT_POS as usize;
     while position < max_visible {
@@ -101,14 +108,22 @@ pub fn scores<C: Numeric, N: Size>(
             dots[q] = 0.0;
         }
         let at = of_keys + position * keys.stride(2) / width;
-        for i in 0..lanes {
-            let key = Vector::<f32, N>::cast_from(keys[at + i]);
+        for batch in 0..comptime!(lanes / at_once) {
+            let first = batch * at_once;
             #[unroll]
-            for q in 0..queries {
-                let query = of_queries[q * lanes + i];
+            for i in 0..at_once {
+                of_batch[i] = Vector::cast_from(keys[at + first + i]);
+            }
+            #[unroll]
+            for i in 0..at_once {
+                let key = of_batch[i];
                 #[unroll]
-                for n in 0..width {
-                    dots[q] = fma(query.extract(n), key.extract(n), dots[q]);
+                for q in 0..queries {
+                    let query = of_queries[q * lanes + first + i];
+                    #[unroll]
+                    for n in 0..width {
+                        dots[q] = fma(query.extract(n), key.extract(n), dots[q]);
+                    }
                 }
             }
         }
@@ -132,7 +147,7 @@ pub fn maxima(
     let thread = UNIT_POS as usize;
     if thread < comptime!(sizes.queries * CHUNKS) {
         let (q, chunk) = (thread / CHUNKS, thread % CHUNKS);
-        let visible = visible(block.seen + q, before, sizes.page_len);
+        let visible = visible(block, q, before, sizes.page_len);
         let each = comptime!(sizes.page_len / CHUNKS);
         let of_query = q * comptime!(sizes.page_len);
         // Every query that sees something of a page sees its first position.
@@ -173,7 +188,7 @@ pub fn weights(
         for q in 0..comptime!(sizes.queries) {
             let at = q * comptime!(sizes.page_len) + position;
             let mut weight = 0.0_f32;
-            if position < visible(block.seen + q, before, sizes.page_len) {
+            if position < visible(block, q, before, sizes.page_len) {
                 weight = f32::exp(weights[at] - max_scores[q]);
             }
             weights[at] = weight;
@@ -230,10 +245,11 @@ pub fn sums<C: Numeric>(
     #[comptime] sizes: Sizes,
 ) {
     let (queries, columns) = (comptime!(sizes.queries), comptime!(sizes.columns()));
-    let min_visible = visible(block.seen, before, sizes.page_len);
-    let max_visible = visible(block.seen + block.count - 1, before, sizes.page_len);
+    let min_visible = visible(block, 0, before, sizes.page_len);
+    let max_visible = visible(block, block.count - 1, before, sizes.page_len);
     let stride = values.stride(2);
     let mut totals = Array::<f32>::new(queries);
+    let mut of_batch = Array::<f32>::new(VALUES_AT_ONCE);
     #[unroll]
     for c in 0..columns {
         let column = UNIT_POS as usize + c * THREADS;
@@ -243,22 +259,32 @@ pub fn sums<C: Numeric>(
             for q in 0..queries {
                 totals[q] = 0.0;
             }
-            for position in 0..min_visible {
-                let value = f32::cast_from(values[at + position * stride]);
+            let mut position = 0_usize;
+            while position + VALUES_AT_ONCE <= min_visible {
                 #[unroll]
-                for q in 0..queries {
-                    totals[q] = fma(weights[q * comptime!(sizes.page_len) + position], value, totals[q]);
+                for i in 0..VALUES_AT_ONCE {
+                    of_batch[i] = f32::cast_from(values[at + (position + i) * stride]);
                 }
+                #[unroll]
+                for i in 0..VALUES_AT_ONCE {
+                    #[unroll]
+                    for q in 0..queries {
+                        let weight = weights[q * comptime!(sizes.page_len) + position + i];
+                        totals[q] = fma(weight, of_batch[i], totals[q]);
+                    }
+                }
+                position += VALUES_AT_ONCE;
             }
-            // What only some of the queries see.
-            for position in min_visible..max_visible {
+            // What is left of that, and what only some of the queries see.
+            while position < max_visible {
                 let value = f32::cast_from(values[at + position * stride]);
                 #[unroll]
                 for q in 0..queries {
-                    if position < visible(block.seen + q, before, sizes.page_len) {
+                    if position < visible(block, q, before, sizes.page_len) {
                         totals[q] = fma(weights[q * comptime!(sizes.page_len) + position], value, totals[q]);
                     }
                 }
+                position += 1;
             }
             #[unroll]
             for q in 0..queries {
