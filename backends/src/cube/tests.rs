@@ -134,7 +134,8 @@ proptest! {
 
     #[test]
     fn attention_over_pages_is_that_of_the_cpu(
-        (heads, head_dim) in (1_usize..4, 1_usize..40),
+        // Each other width is another kernel, which takes a driver seconds to compile.
+        (heads, head_dim) in (1_usize..4, prop::sample::select(&[1_usize, 20, 33][..])),
         lens in prop::collection::vec([0..70_usize, 1..20_usize, 1..20_usize], 1..4),
         is_half in any::<bool>(),
         seed in any::<u64>(),
