@@ -6,7 +6,7 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::page::{self, MAX_QUERIES, PageOfQueries};
+use super::page::{self, MAX_QUERIES, Next, PageOfQueries};
 use super::{Paged, Query, Slab};
 use crate::flex::element::Element;
 use crate::flex::lanes::{LANES, exp, load, store, with_width};
@@ -113,12 +113,12 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
                 let (wide_keys, wide_values) = wide.split_at_mut(page_len * head_dim);
                 widen(simd, &keys[..len], wide_keys);
                 widen(simd, &values[..len], wide_values);
-                let page = Page { keys: &*wide_keys, values: &*wide_values, next_keys: (std::ptr::null(), 0), shape };
+                let page = Page { keys: &*wide_keys, values: &*wide_values, next: Next::NONE, shape };
                 attend_run::<S, V, f32>(simd, page, run, scratch);
                 scratch.wide = wide;
             } else {
-                let next_keys = next_keys(paged, keys_of, queries[first], level, levels.end, head);
-                attend_run::<S, V, E>(simd, Page { keys, values, next_keys, shape }, run, scratch);
+                let next = next(paged, [keys_of, values_of], queries[first], level, levels.end, head);
+                attend_run::<S, V, E>(simd, Page { keys, values, next, shape }, run, scratch);
             }
             first += count;
         }
@@ -135,8 +135,8 @@ struct Page<'a, E> {
     keys: &'a [E],
     /// `[page_len, D]`.
     values: &'a [E],
-    /// Where keys are that are needed next, and how many elements.
-    next_keys: (*const E, usize),
+    /// What is needed next.
+    next: Next<E>,
     /// `[page_len, D]`.
     shape: [usize; 2],
 }
@@ -155,7 +155,7 @@ struct Run<'a> {
 /// A page for all queries of a run, as many at a time as there are registers for.
 #[inline(always)]
 fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, run: Run<'_>, scratch: &mut Scratch) {
-    let Page { keys, values, next_keys, shape: [page_len, head_dim] } = page;
+    let Page { keys, values, next, shape: [page_len, head_dim] } = page;
     let Run { all, range, level, partials } = run;
     let mut first = range.start;
     while first < range.end {
@@ -167,7 +167,7 @@ fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, r
                 }
                 let query = &scratch.queries[first * head_dim..][..$count * head_dim];
                 let (weights, of_page) = (&mut scratch.weights[..], &mut scratch.of_page[..]);
-                let page = PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] };
+                let page = PageOfQueries { query, keys, values, next, visible, shape: [page_len, head_dim] };
                 let (max, sum) = page::attend::<S, V, E, $count>(simd, page, weights, of_page);
                 match partials {
                     None => fold::<S, V, $count>(simd, scratch, first, head_dim, max, sum),
@@ -201,25 +201,25 @@ fn widen<S: Simd, E: Element>(simd: S, elements: &[E], wide: &mut [f32]) {
     }
 }
 
-/// Where the keys are that are needed after those of a page, and how many elements: those of the row's next page, or of its first one
-/// for the next head, which is the next task as a rule.
+/// What is needed after a page: the row's next page, or its first one for the next head, which is the next task as a rule.
 #[inline(always)]
-fn next_keys<E: Element>(
+fn next<E: Element>(
     paged: &Paged<'_, E>,
-    keys: Slab<'_, E>,
+    slabs: [Slab<'_, E>; 2],
     query: Query,
     level: usize,
     end: usize,
     head: usize,
-) -> (*const E, usize) {
+) -> Next<E> {
     let ([heads, head_dim], page_len) = (paged.shape, paged.page_len);
     let (level, head) = if level + 1 < end { (level + 1, head) } else { (0, head + 1) };
     match query.visible(level, page_len) {
-        0 => (std::ptr::null(), 0),
-        _ if head == heads => (std::ptr::null(), 0),
+        0 => Next::NONE,
+        _ if head == heads => Next::NONE,
         visible => {
-            let count = visible.next_multiple_of(LANES) * head_dim;
-            (keys.at(paged.rows[query.row].pages[level], head).cast_const(), count)
+            let page = paged.rows[query.row].pages[level];
+            let [keys, values] = slabs.map(|slab| slab.at(page, head).cast_const());
+            Next { keys, values, len: visible.next_multiple_of(LANES) * head_dim }
         }
     }
 }
