@@ -7,7 +7,7 @@ use std::ops::Range;
 use pulp::{Simd, WithSimd};
 
 use super::page::{self, MAX_QUERIES, Next, PageOfQueries};
-use super::{Paged, Query, Slab};
+use super::{PageElement, Paged, Query, Slab};
 use crate::flex::element::Element;
 use crate::flex::lanes::{LANES, exp, load, store, with_width};
 use crate::flex::output::Output;
@@ -62,7 +62,7 @@ impl Partials {
 
 /// Queries of one head, over some of the pages of their rows.
 pub struct Block<'a, E> {
-    pub paged: &'a Paged<'a, E>,
+    pub paged: &'a Paged<'a>,
     pub keys: Slab<'a, E>,
     pub values: Slab<'a, E>,
     pub queries: &'a [Query],
@@ -75,7 +75,7 @@ pub struct Block<'a, E> {
     pub out: Output<'a>,
 }
 
-impl<E: Element> WithSimd for Block<'_, E> {
+impl<E: PageElement> WithSimd for Block<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -85,7 +85,7 @@ impl<E: Element> WithSimd for Block<'_, E> {
 }
 
 #[inline(always)]
-fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
+fn block<S: Simd, const V: usize, E: PageElement>(simd: S, task: Block<'_, E>) {
     let Block { paged, keys: keys_of, values: values_of, queries, head, levels, partials, scratch, out } = task;
     let ([_, head_dim], page_len) = (paged.shape, paged.page_len);
     scratch.begin(paged, queries, head);
@@ -104,6 +104,7 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
             let (keys, values) = unsafe { (keys_of.part(id, head), values_of.part(id, head)) };
             let range = first..first + count;
             let (run, shape) = (Run { all: queries, range: range.clone(), level, partials }, [page_len, head_dim]);
+            let scales = [E::scales(keys, page_len), E::scales(values, page_len)];
             if count > MAX_QUERIES && size_of::<E>() < size_of::<f32>() {
                 // What is read several times is widened once.
                 let visible = queries[range].iter().map(|query| query.visible(level, page_len)).max().unwrap_or(0);
@@ -113,12 +114,12 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
                 let (wide_keys, wide_values) = wide.split_at_mut(page_len * head_dim);
                 widen(simd, &keys[..len], wide_keys);
                 widen(simd, &values[..len], wide_values);
-                let page = Page { keys: &*wide_keys, values: &*wide_values, next: Next::NONE, shape };
+                let page = Page { keys: &*wide_keys, values: &*wide_values, scales, next: Next::NONE, shape };
                 attend_run::<S, V, f32>(simd, page, run, scratch);
                 scratch.wide = wide;
             } else {
                 let next = next(paged, [keys_of, values_of], queries[first], level, levels.end, head);
-                attend_run::<S, V, E>(simd, Page { keys, values, next, shape }, run, scratch);
+                attend_run::<S, V, E>(simd, Page { keys, values, scales, next, shape }, run, scratch);
             }
             first += count;
         }
@@ -135,6 +136,8 @@ struct Page<'a, E> {
     keys: &'a [E],
     /// `[page_len, D]`.
     values: &'a [E],
+    /// Of each position, by what scores and weights are multiplied; nothing, if by nothing.
+    scales: [&'a [f32]; 2],
     /// What is needed next.
     next: Next<E>,
     /// `[page_len, D]`.
@@ -155,7 +158,7 @@ struct Run<'a> {
 /// A page for all queries of a run, as many at a time as there are registers for.
 #[inline(always)]
 fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, run: Run<'_>, scratch: &mut Scratch) {
-    let Page { keys, values, next, shape: [page_len, head_dim] } = page;
+    let Page { keys, values, scales, next, shape: [page_len, head_dim] } = page;
     let Run { all, range, level, partials } = run;
     let mut first = range.start;
     while first < range.end {
@@ -167,7 +170,7 @@ fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, r
                 }
                 let query = &scratch.queries[first * head_dim..][..$count * head_dim];
                 let (weights, of_page) = (&mut scratch.weights[..], &mut scratch.of_page[..]);
-                let page = PageOfQueries { query, keys, values, next, visible, shape: [page_len, head_dim] };
+                let page = PageOfQueries { query, keys, values, scales, next, visible, shape: [page_len, head_dim] };
                 let (max, sum) = page::attend::<S, V, E, $count>(simd, page, weights, of_page);
                 match partials {
                     None => fold::<S, V, $count>(simd, scratch, first, head_dim, max, sum),
@@ -203,8 +206,8 @@ fn widen<S: Simd, E: Element>(simd: S, elements: &[E], wide: &mut [f32]) {
 
 /// What is needed after a page: the row's next page, or its first one for the next head, which is the next task as a rule.
 #[inline(always)]
-fn next<E: Element>(
-    paged: &Paged<'_, E>,
+fn next<E: PageElement>(
+    paged: &Paged<'_>,
     slabs: [Slab<'_, E>; 2],
     query: Query,
     level: usize,
@@ -225,26 +228,26 @@ fn next<E: Element>(
 }
 
 /// What several threads have left of a block, folded.
-pub struct Fold<'a, E> {
+pub struct Fold<'a> {
     pub queries: &'a [Query],
     pub partials: &'a Partials,
     pub head: usize,
-    pub paged: &'a Paged<'a, E>,
+    pub paged: &'a Paged<'a>,
     pub scratch: &'a mut Scratch,
     pub out: Output<'a>,
 }
 
-impl<E: Element> WithSimd for Fold<'_, E> {
+impl WithSimd for Fold<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        with_width!(simd: S, E => fold_all(self))
+        with_width!(simd: S => fold_all(self))
     }
 }
 
 #[inline(always)]
-fn fold_all<S: Simd, const V: usize, E: Element>(simd: S, task: Fold<'_, E>) {
+fn fold_all<S: Simd, const V: usize>(simd: S, task: Fold<'_>) {
     let Fold { queries, partials, head, paged, scratch, out } = task;
     let ([_, head_dim], page_len) = (paged.shape, paged.page_len);
     scratch.begin(paged, queries, head);
@@ -261,7 +264,7 @@ fn fold_all<S: Simd, const V: usize, E: Element>(simd: S, task: Fold<'_, E>) {
 
 impl Scratch {
     #[inline(always)]
-    fn begin<E: Element>(&mut self, paged: &Paged<'_, E>, queries: &[Query], head: usize) {
+    fn begin(&mut self, paged: &Paged<'_>, queries: &[Query], head: usize) {
         let [_, head_dim] = paged.shape;
         let divisor = (head_dim as f32).sqrt();
         let count = queries.len();

@@ -31,6 +31,8 @@ pub struct PageOfQueries<'a, E, const R: usize> {
     pub keys: &'a [E],
     /// `[page_len, D]`.
     pub values: &'a [E],
+    /// Of each position, by what scores and weights are multiplied; nothing, if by nothing.
+    pub scales: [&'a [f32]; 2],
     /// Where the keys and the values are that are needed next, and how many elements of each.
     pub next: Next<E>,
     /// How many positions each sees.
@@ -48,7 +50,8 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
     weights: &mut [f32],
     out: &mut [f32],
 ) -> ([f32; R], [f32; R]) {
-    let PageOfQueries { query, keys, values, next, visible, shape: [page_len, head_dim] } = page;
+    let PageOfQueries { query, keys, values, scales: [key_scales, value_scales], next, visible, shape } = page;
+    let [page_len, head_dim] = shape;
     let (mut min_visible, mut max_visible) = (visible[0], visible[0]);
     for i in 1..R {
         (min_visible, max_visible) = (min_visible.min(visible[i]), max_visible.max(visible[i]));
@@ -67,6 +70,7 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
         macro_rules! score {
             ($groups:literal) => {{
                 score::<S, V, E, R, $groups>(simd, query, keys, head_dim, ahead, weights, of_query);
+                scale::<S, V, R>(simd, weights, of_query, $groups, key_scales.get(group * LANES..));
                 group += $groups;
             }};
         }
@@ -80,6 +84,8 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
 
     let next_values = (next.values, next.len);
     let (maxima, sums) = softmax::<S, V, R>(simd, weights, of_query, &visible, groups);
+
+    scale::<S, V, R>(simd, weights, of_query, groups, Some(value_scales));
 
     let mut column = 0;
     while column < head_dim {
@@ -145,6 +151,24 @@ fn score<S: Simd, const V: usize, E: Element, const R: usize, const C: usize>(
     for i in 0..R {
         for c in 0..C {
             store(simd, totals[i][c], &mut scores[i * of_query + c]);
+        }
+    }
+}
+
+/// Multiplies what `R` queries have of some groups by the scales of their positions, if there are some.
+#[inline(always)]
+fn scale<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    of_groups: &mut [[f32; LANES]],
+    of_query: usize,
+    groups: usize,
+    scales: Option<&[f32]>,
+) {
+    let (scales, _) = scales.unwrap_or_default().as_chunks::<LANES>();
+    for (group, scale) in scales.iter().take(groups).enumerate() {
+        for i in 0..R {
+            let x = &mut of_groups[i * of_query + group];
+            store(simd, mul(simd, load::<S, V>(simd, x), load(simd, scale)), x);
         }
     }
 }
