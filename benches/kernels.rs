@@ -10,7 +10,7 @@ use std::hint::black_box;
 use std::time::Instant;
 
 use comfy_table::{CellAlignment, Table, presets};
-use gpt2_burn::backends::{AttentionMetadata, PackedMatrix, PackedRow, PagedRow, attend, attend_pages};
+use gpt2_burn::backends::{AttentionMetadata, PackedMatrix, PackedRow, PagedRow, attend, attend_pages, int8_width};
 use gpt2_burn::burn::tensor::{DType, Device, Distribution, Shape, Tensor};
 use gpt2_burn::measure::median;
 use gpt2_burn::{Threads, WeightFormat};
@@ -177,7 +177,7 @@ fn attention_over_pages(machine: &Machine, seconds: f64, only: &str) -> Table {
     const PAGE: usize = 64;
     let mut table = table(header("attention over pages, 12 heads of 64"));
     let (heads, head_dim) = (12, 64);
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, DType::I8] {
         for (batch, new_len, context_len, shared) in [
             (1_usize, 1_usize, 127_usize, 0_usize),
             (1, 1, 511, 0),
@@ -202,10 +202,15 @@ fn attention_over_pages(machine: &Machine, seconds: f64, only: &str) -> Table {
                 PagedRow { pages, context_len, new_len, query_len: new_len }
             };
             let rows: Vec<PagedRow> = (0..batch).map(row).collect();
-            let bytes = 2 * (shared + batch * (keys - shared)) * heads * head_dim * dtype.size();
-            let shape = [1 + shared / PAGE + batch * own, heads, PAGE, head_dim];
+            // Integers, and their scales, stand in words of f32.
+            let (width, stored) = match dtype {
+                DType::I8 => (int8_width(head_dim), DType::F32),
+                dtype => (head_dim, dtype),
+            };
+            let bytes = 2 * (shared + batch * (keys - shared)) * heads * width * stored.size();
+            let shape = [1 + shared / PAGE + batch * own, heads, PAGE, width];
             let mut copies: Vec<Option<[Tensor<4>; 2]>> = (0..(MEMORY / 2).div_ceil(bytes).min(100))
-                .map(|_| Some([0, 1].map(|_| random(shape).cast(dtype))))
+                .map(|_| Some([0, 1].map(|_| random(shape).cast(stored))))
                 .collect();
             let new = random([batch * new_len, heads, head_dim]);
             let (rows, mut turn) = (std::sync::Arc::<[PagedRow]>::from(rows), 0);

@@ -48,7 +48,7 @@ pub use devices::{available, check_dtype, describe, device};
 pub use matrix::{PackedMatrix, WeightFormat};
 pub use metadata::{AttentionMetadata, PackedRow, RowGroup};
 pub use ops::{Gelu, Gpt2Ops};
-pub use paged::{PagedRow, append_pages, attend_pages, copy_pages, new_pages, read_pages};
+pub use paged::{PagedRow, append_pages, attend_pages, copy_pages, int8_width, new_pages, read_pages};
 pub use rows::{DecodeState, advance, argmax, layer_norm};
 pub use threads::Threads;
 

@@ -7,7 +7,7 @@ use burn::backend::Dispatch;
 use burn::tensor::{DType, Device, Element, Tensor, TensorData, bf16, f16};
 use bytemuck::Zeroable;
 
-use crate::capabilities::is_asynchronous;
+use crate::capabilities::{has_page_kernels, is_asynchronous};
 use crate::ops::Gpt2Ops;
 
 /// Consecutive new tokens of one sequence whose keys and values lie in pages.
@@ -62,7 +62,15 @@ impl PagedRow {
     }
 }
 
-/// Pages, `[P, H, L, D]`, of zeros. On CPUs, the system gives them memory when they are written to, and not before.
+/// Words of 4 bytes that a position of a head takes in pages of integers: its numbers, of a byte each, and their scale. It is never the
+/// number of its numbers.
+pub fn int8_width(head_dim: usize) -> usize {
+    let width = head_dim.div_ceil(4) + 1;
+    if width == head_dim { width + 1 } else { width }
+}
+
+/// Pages, `[P, H, L, D]`, of zeros. Pages of [`DType::I8`] are `[P, H, L, W]` of [`DType::F32`], with W the [`int8_width`] of D: a
+/// [device](has_page_kernels) with kernels for them keeps integers there, and a scale for each head and position. On CPUs, the system gives them memory when they are written to, and not before.
 pub fn new_pages(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> {
     fn zeros<E: Element + Zeroable>(shape: [usize; 4]) -> TensorData {
         TensorData::new(bytemuck::zeroed_vec::<E>(shape.iter().product()), shape)
@@ -75,6 +83,10 @@ pub fn new_pages(shape: [usize; 4], dtype: DType, device: &Device) -> Tensor<4> 
         DType::F32 => Tensor::from_data(zeros::<f32>(shape), options),
         DType::F16 => Tensor::from_data(zeros::<f16>(shape), options),
         DType::BF16 => Tensor::from_data(zeros::<bf16>(shape), options),
+        DType::I8 => {
+            let [pages, heads, page_len, head_dim] = shape;
+            new_pages([pages, heads, page_len, int8_width(head_dim)], DType::F32, device)
+        }
         _ => Tensor::zeros(shape, options),
     }
 }
@@ -105,7 +117,7 @@ pub fn attend_pages(
     rows: Arc<[PagedRow]>,
 ) -> (Tensor<2>, [Tensor<4>; 2]) {
     check([&new_keys, &new_values], [&keys, &values]);
-    let ([pages, heads, page_len, head_dim], [new, ..], [queries, ..]) = (keys.dims(), new_keys.dims(), query.dims());
+    let ([pages, heads, page_len, _], [new, _, head_dim], [queries, ..]) = (keys.dims(), new_keys.dims(), query.dims());
     assert_eq!(query.dims(), [queries, heads, head_dim], "heads and width of the query");
     PagedRow::check(&rows, [new, queries], pages, page_len);
     let (out, keys, values) = <Dispatch as Gpt2Ops>::attend_pages(
@@ -158,34 +170,38 @@ pub fn copy_pages(pages: [Tensor<4>; 2], copies: Arc<[[u32; 2]]>) -> [Tensor<4>;
     })
 }
 
-/// The keys and the values at the first `len` positions of a row with these pages, `[len, H, D]` both: the order in which files have them.
+/// The keys and the values at the first `len` positions of a row with these pages, `[len, H, D]` both: the order in which files have
+/// them. What integers stand for is handed out in f32; written to pages, it becomes the same integers again.
 ///
 /// # Panics
 ///
 /// If `len` is 0, there are not so many pages, one is not there, or pages are not shaped as [`attend_pages`] says.
-pub fn read_pages([keys, values]: [Tensor<4>; 2], pages: Arc<[u32]>, len: usize) -> [Tensor<3>; 2] {
+pub fn read_pages([keys, values]: [Tensor<4>; 2], pages: Arc<[u32]>, len: usize, head_dim: usize) -> [Tensor<3>; 2] {
     assert_eq!(keys.dims(), values.dims(), "keys are shaped as values");
     let [count, _, page_len, _] = keys.dims();
-    check_pages(&keys);
+    check_pages(&keys, head_dim);
     assert!(len > 0 && len.div_ceil(page_len) <= pages.len(), "{len} positions of {} pages of {page_len}", pages.len());
     assert!(pages.iter().all(|page| (*page as usize) < count), "{pages:?} of {count} pages");
-    let (keys, values) = <Dispatch as Gpt2Ops>::read_pages(keys.into_dispatch(), values.into_dispatch(), pages, len);
+    let (keys, values) =
+        <Dispatch as Gpt2Ops>::read_pages(keys.into_dispatch(), values.into_dispatch(), pages, len, head_dim);
     [keys, values].map(Tensor::from_dispatch)
 }
 
 /// Checks that new states, `[N, H, D]`, fit to pages, `[P, H, L, D]`.
 fn check([new_keys, new_values]: [&Tensor<3>; 2], [keys, values]: [&Tensor<4>; 2]) {
-    let [_, heads, _, head_dim] = keys.dims();
+    let ([_, heads, ..], [_, new_heads, head_dim]) = (keys.dims(), new_keys.dims());
     assert_eq!(keys.dims(), values.dims(), "keys are shaped as values");
     assert_eq!(new_keys.dims(), new_values.dims(), "new keys are shaped as new values");
     assert_eq!([keys.dtype(), new_keys.dtype()], [values.dtype(), new_values.dtype()], "types of keys and of values");
-    check_pages(keys);
-    assert_eq!(new_keys.dims()[1..], [heads, head_dim], "heads and width of what is new");
+    check_pages(keys, head_dim);
+    assert_eq!(new_heads, heads, "heads of what is new");
 }
 
 /// Checks that pages, `[P, H, L, D]`, hold something, and whole registers of positions.
-fn check_pages(pages: &Tensor<4>) {
-    let [_, heads, page_len, head_dim] = pages.dims();
+fn check_pages(pages: &Tensor<4>, head_dim: usize) {
+    let [_, heads, page_len, width] = pages.dims();
+    let is_int8 = pages.dtype() == DType::F32 && width == int8_width(head_dim) && has_page_kernels(&pages.device());
+    assert!(width == head_dim || is_int8, "pages of heads of {head_dim} numbers, {width} wide");
     assert!(heads > 0 && head_dim > 0, "pages of {heads} heads of {head_dim} numbers");
     assert!(page_len > 0 && page_len.is_multiple_of(16), "pages of {page_len} positions, and not of a multiple of 16");
 }

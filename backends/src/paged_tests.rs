@@ -223,7 +223,7 @@ pub(crate) fn check_pages_on(device: &Device) {
         let pages = append_pages(part(60..75), pages, vec![PagedRow { context_len: 60, new_len: 15, ..row }].into());
         let pages = copy_pages(pages, vec![[5, 2], [1, 3], [3, 0]].into());
         for of_row in [[4, 1, 5], [4, 3, 2], [4, 0, 5]] {
-            let read = read_pages(pages.clone(), of_row.to_vec().into(), 75);
+            let read = read_pages(pages.clone(), of_row.to_vec().into(), 75, 20);
             for (read, new) in read.into_iter().zip(&new) {
                 assert_eq!(read.dims(), [75, 3, 20]);
                 assert_eq!(read.into_data(), new.clone().cast(dtype).into_data(), "{dtype:?}, {of_row:?}");

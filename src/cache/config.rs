@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device};
 
-use super::{Buffers, CacheStorage, Held, KvCache, KvPool, KvSegment, Pages, page_len};
+use super::{Buffers, CacheStorage, Held, KvCache, KvPool, KvSegment, Pages, head_bytes, page_len};
 use crate::backends::has_page_kernels;
 use crate::memory::product;
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
@@ -28,7 +28,8 @@ pub struct KvCacheConfig {
     pub capacity: usize,
     /// How keys and values are held.
     pub storage: CacheStorage,
-    /// Element type of the keys and values.
+    /// Element type of the keys and values: f32, f16, bf16; or, on CPUs with kernels, I8: a byte for each number, and for each
+    /// head and position the scale that makes the largest of them 127.
     pub dtype: DType,
     /// What all buffers together may take, with one layer's that are copied when they grow. What a forward takes beside the cache
     /// is held against the same limit, by itself.
@@ -128,14 +129,14 @@ impl KvCacheConfig {
         let page_len = page_len(model.n_positions);
         // A step of a growing cache has the pages that it copies from, too.
         let copies = if self.storage == CacheStorage::Growing { 2 } else { 1 };
-        let token = product([2, model.n_layer, model.n_embd, self.dtype.size()]);
+        let token = product([2, model.n_layer, model.n_head, head_bytes(model.head_dim(), self.dtype)]);
         self.limit.check(super::WHAT, product([copies, tokens.div_ceil(page_len), page_len, token]))
     }
 
     /// A cache without rows yet: the lengths of so many may not fit either.
     fn without_rows(&self, model: &Gpt2Config, device: &Device) -> Result<KvCache> {
         model.validate()?;
-        gpt2_burn_backends::check_dtype(device, self.dtype)?;
+        check_cache_dtype(device, self.dtype)?;
         if self.rows == 0 {
             return Err(Error::EmptyBatch);
         }
@@ -154,6 +155,14 @@ impl KvCacheConfig {
             shape,
             device: device.clone(),
         })
+    }
+}
+
+/// Checks that a device holds keys and values in an element type.
+pub(crate) fn check_cache_dtype(device: &Device, dtype: DType) -> Result<()> {
+    match dtype {
+        DType::I8 if has_page_kernels(device) => Ok(()),
+        dtype => Ok(gpt2_burn_backends::check_dtype(device, dtype)?),
     }
 }
 

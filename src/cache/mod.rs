@@ -21,13 +21,14 @@ use crate::memory::{check_buffer, product};
 use crate::{Error, Gpt2Config, MemoryLimit, Result};
 use buffers::Buffers;
 pub use config::KvCacheConfig;
+pub(crate) use config::check_cache_dtype;
 pub use paged::PageCounts;
 use paged::Pages;
 pub(crate) use paged::page_len;
 pub(crate) use pool::KvPool;
 pub(crate) use rows::retain;
 pub use segment::KvSegment;
-pub(crate) use states::{States, rectangle};
+pub(crate) use states::{States, head_bytes, number_type, rectangle};
 
 /// How a cache holds its keys and values.
 ///
@@ -74,7 +75,8 @@ enum Held {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct CacheBytes {
-    /// Bytes of the tokens that the rows hold: 2 x layers x width x element size for each.
+    /// Bytes of the tokens that the rows hold: 2 x layers x width x element size for each, and 4 for each head where elements are
+    /// integers.
     pub live: usize,
     /// Bytes of the buffers, the spare capacity included; or of whole pages: of those that were in use at once, or of all that were
     /// preallocated.
@@ -193,7 +195,7 @@ impl KvCache {
         let [layers, heads, head_dim, _] = self.shape;
         let tokens: usize = self.lens.iter().sum();
         CacheBytes {
-            live: 2 * layers * heads * head_dim * self.config.dtype.size() * tokens,
+            live: 2 * layers * heads * head_bytes(head_dim, self.config.dtype) * tokens,
             reserved: match &self.held {
                 Held::Buffers(buffers) => buffers.bytes(),
                 Held::Pages(pages) => pages.bytes(),

@@ -7,7 +7,7 @@ use burn::tensor::{DType, Device, Tensor};
 
 use super::layer::own;
 use super::pool::{KeptPages, KvPool};
-use super::{Held, KvCache, States};
+use super::{Held, KvCache, States, number_type};
 use crate::device::is_same_device;
 use crate::memory::{check_buffer, product};
 use crate::{Error, Result};
@@ -61,11 +61,11 @@ impl KvSegment {
         }
     }
 
-    /// Element type of the keys and values.
+    /// Element type of the keys and values; of integers, that of the numbers that they stand for.
     pub fn dtype(&self) -> DType {
         match &*self.states {
             Memory::Own(states) => states.keys.dtype(),
-            Memory::Pages(pages) => pages.dtype(),
+            Memory::Pages(pages) => number_type(pages.dtype()),
         }
     }
 
@@ -143,7 +143,7 @@ impl KvCache {
     pub fn segment(&self, row: usize, positions: Range<usize>) -> Result<KvSegment> {
         self.check_positions(row, &positions)?;
         let [layers, heads, head_dim, _] = self.shape;
-        let bytes = product([layers, heads, positions.len(), head_dim, self.config.dtype.size()]);
+        let bytes = product([layers, heads, positions.len(), head_dim, number_type(self.config.dtype).size()]);
         check_buffer("bytes of a segment's keys", bytes, &self.device)?;
         let States { keys, values } = stacked(self.read(row, positions));
         Ok(KvSegment::new(keys, values))

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use burn::tensor::{DType, Device, Tensor};
 
-use super::States;
+use super::{States, head_bytes};
 use crate::Threads;
 use crate::backends::{self, PagedRow};
 use crate::memory::product;
@@ -58,15 +58,15 @@ impl Slabs {
         }
     }
 
-    /// Bytes of so many pages: 2 x layers x width x positions x element size for each.
+    /// Bytes of so many pages: 2 x layers x width x positions x element size for each, and the scales of integers.
     pub fn bytes(&self, pages: usize) -> usize {
         let [_, heads, page_len, head_dim] = self.shape;
-        product([pages, 2 * self.layers.len(), heads * head_dim, page_len, self.dtype.size()])
+        product([pages, 2 * self.layers.len(), heads, page_len, head_bytes(head_dim, self.dtype)])
     }
 
     /// Makes room for `pages`, of which the first `held` hold something: those are copied if there was less room.
     pub fn make_room(&mut self, pages: usize, held: usize) {
-        let [before, heads, page_len, head_dim] = self.shape;
+        let before = self.pages();
         if pages <= before {
             return;
         }
@@ -74,11 +74,14 @@ impl Slabs {
         let (shape, is_written, dtype, device) = (self.shape, self.is_written, self.dtype, &self.device);
         let longer = |slab: Option<Tensor<4>>| {
             let new = match is_written {
-                true => Tensor::ones(shape, (device, dtype)),
+                true => backends::new_pages(shape, dtype, device).add_scalar(1.0),
                 false => backends::new_pages(shape, dtype, device),
             };
             match slab {
-                Some(slab) => new.slice_assign([0..held, 0..heads, 0..page_len, 0..head_dim], slab.narrow(0, 0, held)),
+                Some(slab) => {
+                    let [_, heads, page_len, width] = slab.dims();
+                    new.slice_assign([0..held, 0..heads, 0..page_len, 0..width], slab.narrow(0, 0, held))
+                }
                 None => new,
             }
         };
@@ -121,8 +124,9 @@ impl Slabs {
 
     /// Keys and values at some positions of what these pages hold in each layer, `[1, H, n, D]`.
     pub fn read(&self, pages: &Arc<[u32]>, positions: Range<usize>) -> Vec<States> {
+        let [.., head_dim] = self.shape;
         let of_layer = |slabs: &[Tensor<4>; 2]| {
-            let [keys, values] = backends::read_pages(slabs.clone(), pages.clone(), positions.end);
+            let [keys, values] = backends::read_pages(slabs.clone(), pages.clone(), positions.end, head_dim);
             let rectangle = |states: Tensor<3>| states.swap_dims(0, 1).unsqueeze::<4>();
             let part = |states| rectangle(states).narrow(2, positions.start, positions.len());
             States { keys: part(keys), values: part(values) }

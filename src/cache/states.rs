@@ -2,7 +2,8 @@
 
 use burn::tensor::{DType, Tensor};
 
-use crate::backends::RowGroup;
+use crate::backends::{RowGroup, int8_width};
+use crate::memory::product;
 
 /// Keys and values of consecutive positions in one layer.
 #[derive(Clone, Debug)]
@@ -28,10 +29,25 @@ impl States {
     }
 }
 
+/// Bytes of a head's key, or value, at a position of a cache in `dtype`: integers have a scale beside them.
+pub fn head_bytes(head_dim: usize, dtype: DType) -> usize {
+    match dtype {
+        DType::I8 => product([int8_width(head_dim), size_of::<f32>()]),
+        dtype => product([head_dim, dtype.size()]),
+    }
+}
+
+/// In which numbers keys and values are handed out that a cache in `dtype` holds: what integers stand for, in f32.
+pub fn number_type(dtype: DType) -> DType {
+    if dtype == DType::I8 { DType::F32 } else { dtype }
+}
+
 /// Keys or values as a cache in `dtype` holds them. What is more than the largest half is NaN in halves, and not infinite: a key
 /// could get a score of minus infinity, and would be left out without a word.
 pub fn rounded<const D: usize>(states: Tensor<D>, dtype: DType) -> Tensor<D> {
-    let states = if states.dtype() == dtype { states } else { states.cast(dtype) };
+    // Pages make integers of numbers where they are written.
+    let number = number_type(dtype);
+    let states = if states.dtype() == number { states } else { states.cast(number) };
     if dtype != DType::F16 {
         return states;
     }

@@ -18,6 +18,7 @@ pub use request::GenerateRequest;
 use burn::tensor::DType;
 
 use crate::batch::{Batch, BatchOptions};
+use crate::cache::check_cache_dtype;
 use crate::prefix::{Fingerprint, Plan, PrefixCache, Prefixes};
 use crate::runner::RunnerConfig;
 use crate::speculative::{Draft, Speculating};
@@ -106,13 +107,14 @@ impl Generator {
 
     /// The element type in which a cache holds keys and values, by default the model's. A narrower one takes less memory
     /// and rounds them, so tokens can differ from naive decoding's; the deterministic mode refuses any but f32. Keys or values
-    /// beyond 65,504, which f16 does not hold, end a request with [`Error::NotFinite`].
+    /// beyond 65,504, which f16 does not hold, end a request with [`Error::NotFinite`]. [`DType::I8`] is for CPUs with kernels: a byte
+    /// for each number, and a scale for each head and position.
     ///
     /// # Errors
     ///
     /// [`Error::Device`] if the device does not compute in it.
     pub fn with_cache_dtype(self, dtype: DType) -> Result<Self> {
-        crate::backends::check_dtype(&self.model.device(), dtype)?;
+        check_cache_dtype(&self.model.device(), dtype)?;
         let generator = Self { cache_dtype: Some(dtype), ..self };
         match generator.prefixes.clone() {
             Some(prefixes) => generator.with_prefix_cache(prefixes.cache()),

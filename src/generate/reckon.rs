@@ -1,8 +1,10 @@
 //! What a request takes of memory beside the weights, reckoned before any of it is asked for.
 
+use burn::tensor::DType;
+
 use super::{ContextEnd, Decoder, GenerateRequest, Generator, TokenEvent};
 use crate::backends::has_page_kernels;
-use crate::cache::page_len;
+use crate::cache::{head_bytes, page_len};
 use crate::memory::{product, sum};
 use crate::model::room::ForwardSize;
 use crate::speculative::{Draft, Speculation};
@@ -145,7 +147,7 @@ impl Sizes {
         let (rows, logits) = (self.rows(), product([self.rows(), sum([self.drafted, 1])]));
         let Some(storage) = generator.decoder.storage() else {
             let all = ForwardSize { tokens: product([rows, self.capacity]), keys: self.capacity, logits };
-            let cache = self.cache(model, CacheStorage::Growing, model.dtype().size(), self.capacity);
+            let cache = self.cache(model, CacheStorage::Growing, model.dtype(), self.capacity);
             return cache.saturating_add(model.forward_bytes(all));
         };
         let prefill = match self.slides {
@@ -153,10 +155,10 @@ impl Sizes {
             false => ForwardSize { tokens: self.prompt_tokens, keys: self.max_len, logits: self.prompts },
         };
         let step = ForwardSize { tokens: logits, keys: self.capacity, logits };
-        let size = generator.cache_dtype().size();
-        let segments = self.segments(generator, model, storage, product([self.max_len, bytes_per_token(model, size)]));
+        let dtype = generator.cache_dtype();
+        let segments = self.segments(generator, model, storage, product([self.max_len, bytes_per_token(model, dtype)]));
         let forward = model.forward_bytes(prefill).max(model.forward_bytes(step));
-        sum([self.cache(model, storage, size, self.capacity), segments, forward])
+        sum([self.cache(model, storage, dtype, self.capacity), segments, forward])
     }
 
     /// Of a draft's model.
@@ -167,12 +169,12 @@ impl Sizes {
             return 0;
         };
         let (rows, capacity) = (self.rows(), self.capacity.min(model.config().n_positions));
-        let size = generator.cache_dtype.unwrap_or_else(|| model.dtype()).size();
-        let segments = self.segments(generator, model, *storage, product([capacity, bytes_per_token(model, size)]));
+        let dtype = generator.cache_dtype.unwrap_or_else(|| model.dtype());
+        let segments = self.segments(generator, model, *storage, product([capacity, bytes_per_token(model, dtype)]));
         // It may see all rows at once for the first time.
         let all = ForwardSize { tokens: product([rows, capacity]), keys: capacity, logits: rows };
         sum([
-            self.cache(model, *storage, size, capacity),
+            self.cache(model, *storage, dtype, capacity),
             segments,
             model.forward_bytes(all),
             product([rows, capacity, 8]),
@@ -187,9 +189,9 @@ impl Sizes {
         if generator.prefixes.is_none() || is_shared { 0 } else { product([3, self.prompts, prompt]) }
     }
 
-    /// Of a cache with elements of `size` bytes, with what is held beside it while rows are copied, come or go.
-    fn cache(&self, model: &Gpt2, storage: CacheStorage, size: usize, capacity: usize) -> usize {
-        let (token, is_growing) = (bytes_per_token(model, size), storage == CacheStorage::Growing);
+    /// Of a cache in an element type, with what is held beside it while rows are copied, come or go.
+    fn cache(&self, model: &Gpt2, storage: CacheStorage, dtype: DType, capacity: usize) -> usize {
+        let (token, is_growing) = (bytes_per_token(model, dtype), storage == CacheStorage::Growing);
         if has_page_kernels(&model.device()) {
             let page_len = page_len(model.config().n_positions);
             // A step of a growing cache has the pages that it copies from, too.
@@ -202,12 +204,13 @@ impl Sizes {
         let others = product([capacity, token]);
         // Layers at a time: a new one beside the old one, or longer ones; and what burn's operations copy to compute with it.
         let layers = if is_growing { 4 } else { 1 } + if model.is_packed() { 0 } else { 2 };
-        let layer = product([self.rows(), capacity, 2, model.config().n_embd, size.max(model.dtype().size())]);
+        let layer = product([self.rows(), capacity, 2, model.config().n_embd, dtype.size().max(model.dtype().size())]);
         sum([all, others, product([layers, layer])])
     }
 }
 
 /// Bytes of a token's keys and values in all layers.
-fn bytes_per_token(model: &Gpt2, size: usize) -> usize {
-    product([2, model.config().n_layer, model.config().n_embd, size])
+fn bytes_per_token(model: &Gpt2, dtype: DType) -> usize {
+    let config = model.config();
+    product([2, config.n_layer, config.n_head, head_bytes(config.head_dim(), dtype)])
 }

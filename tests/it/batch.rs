@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use gpt2_burn::backends::has_page_kernels;
 use gpt2_burn::batch::{Batch, BatchOptions, BatchReport, RowEvent, RowId, RowRequest, RowToken};
+use gpt2_burn::burn::tensor::DType;
 use gpt2_burn::generate::{ContextEnd, Decoder, FinishReason, Generator, Prompt, Stop};
 use gpt2_burn::prefix::{PrefixCache, Reuse};
 use gpt2_burn::sampling::Sampling;
@@ -73,7 +74,18 @@ impl Outcomes {
 
 /// A row by itself, all of it computed again for each token: nothing is kept that could be stale.
 fn alone(model: &Gpt2, request: &RowRequest) -> Outcome {
-    let generator = Generator::new(model.clone()).with_decoder(Decoder::Naive);
+    alone_by(&Generator::new(model.clone()).with_decoder(Decoder::Naive), request)
+}
+
+/// A row by itself. In a cache that rounds, it is what it is in such a cache.
+fn alone_in(model: &Gpt2, dtype: DType, request: &RowRequest) -> Outcome {
+    match dtype {
+        DType::F32 => alone(model, request),
+        dtype => alone_by(&Generator::new(model.clone()).with_cache_dtype(dtype).unwrap(), request),
+    }
+}
+
+fn alone_by(generator: &Generator, request: &RowRequest) -> Outcome {
     let mut batch = generator.batch(BatchOptions::default().with_max_rows(1)).unwrap();
     batch.add(request).unwrap();
     let mut outcomes = Outcomes::default();
@@ -166,6 +178,10 @@ fn any_schedule_gives_each_row_what_it_gets_alone() {
     let model = random_model(Gpt2Config { n_positions: 40, ..small_config() }).pack(WeightFormat::F32).unwrap();
     let [joins, leaves, hits, accepted, cancelled, finished] = [(); 6].map(|()| AtomicUsize::new(0));
     let [shared, copied] = [(); 2].map(|()| AtomicUsize::new(0));
+    let mut dtypes = vec![DType::F32; 4];
+    if has_page_kernels(&device()) {
+        dtypes.extend([DType::F16, DType::I8]);
+    }
     let count = |counter: &AtomicUsize, more: usize| counter.fetch_add(more, Ordering::Relaxed);
     proptest!(cases(300), |(
         actions in schedules(),
@@ -184,8 +200,9 @@ fn any_schedule_gives_each_row_what_it_gets_alone() {
             (0_usize..20_000).prop_map(|budget| Some((Reuse::Radix, budget))),
         ],
         speculation in speculations(),
+        dtype in proptest::sample::select(dtypes.clone()),
     )| {
-        let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage));
+        let generator = Generator::new(model.clone()).with_decoder(Decoder::Kv(storage)).with_cache_dtype(dtype).unwrap();
         let generator = match speculation {
             None => generator,
             Some((kind, draft_len)) => {
@@ -252,7 +269,7 @@ fn run_schedule(generator: &Generator, options: BatchOptions, actions: Vec<Actio
     }
     outcomes.run(&mut batch);
     for (id, request) in &asked {
-        let expected = alone(generator.model(), request);
+        let expected = alone_in(generator.model(), generator.cache_dtype(), request);
         let found = outcomes.0.remove(id).unwrap_or_default();
         prop_assert!(found.error.is_none(), "{:?}", found.error);
         if gone.contains(id) {

@@ -4,7 +4,8 @@
 #[cfg(target_arch = "x86_64")]
 use std::any::TypeId;
 
-use burn::tensor::{bf16, f16};
+use burn::tensor::{ElementConversion, bf16, f16};
+use half::slice::HalfFloatSliceExt;
 use pulp::Simd;
 
 use super::lanes::LANES;
@@ -17,6 +18,11 @@ pub trait Element: burn::tensor::Element + bytemuck::Pod {
     /// The same numbers in f32.
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N];
 
+    /// The nearest numbers to these. What is too large for a half is NaN, as `ops::default::rounded` says.
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.iter_mut().zip(from).for_each(|(to, x)| *to = x.elem());
+    }
+
     /// The same, by the machine's own instructions if `S` has them.
     #[inline(always)]
     fn widen_with<S: Simd, const N: usize>(_: S, from: &[Self; N]) -> [f32; N] {
@@ -25,6 +31,10 @@ pub trait Element: burn::tensor::Element + bytemuck::Pod {
 }
 
 impl Element for f32 {
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.copy_from_slice(from);
+    }
+
     #[inline(always)]
     fn widen<const N: usize>(from: &[Self; N]) -> [f32; N] {
         *from
@@ -42,8 +52,25 @@ impl Element for bf16 {
     }
 }
 
+/// Integers that a scale belongs to.
+impl Element for i8 {
+    #[inline(always)]
+    fn widen<const N: usize>(from: &[Self; N]) -> [f32; N] {
+        let mut wide = [0.0; N];
+        for i in 0..N {
+            wide[i] = f32::from(from[i]);
+        }
+        wide
+    }
+}
+
 impl Element for f16 {
     const OVERFLOWS: bool = true;
+
+    fn narrow(from: &[f32], to: &mut [Self]) {
+        to.convert_from_f32_slice(from);
+        to.iter_mut().filter(|x| x.is_infinite()).for_each(|x| *x = Self::NAN);
+    }
 
     /// By moving the bits to where f32 has them and multiplying by 2^112 for the other bias of the exponent, which is right
     /// for subnormal numbers too; infinity and NaN come out finite from that, and get their exponent back.

@@ -15,7 +15,7 @@ use super::element::Element;
 use super::epilogue::Epilogue;
 use super::int8::{self, Multiplier, Quantized};
 use super::linear::{Packed, linear, pack};
-use super::paged::{self, Paged};
+use super::paged::{self, PageElement, Paged};
 use super::tensors::{contiguous, elements, ids_below, indexed, packed_view, rows_contiguous, view, whole};
 use crate::metadata::check_rows;
 use crate::ops::{Gelu, Gpt2Ops, TILE, default, default_int8, default_paged};
@@ -182,11 +182,16 @@ impl Gpt2Ops for Flex {
         rows: Arc<[PagedRow]>,
     ) -> (Tensor, Tensor, Tensor) {
         let ([queries, heads, head_dim], dtype) = (query.shape().dims(), query.dtype());
-        // How pages lie in memory depends on their element type alone.
+        // How pages lie in memory depends on what they hold alone.
+        let is_int8 = is_int8(&keys, head_dim);
         with_element!(keys.dtype(), E if true => {
             let query = rows_contiguous(default::cast::<Self>(query, DType::F32));
             let mut out = vec![0.0; queries * heads * head_dim];
-            let (keys, values) = over_pages::<E>(&query, [new_keys, new_values], [keys, values], &rows, &mut out);
+            let (new, slabs) = ([new_keys, new_values], [keys, values]);
+            let (keys, values) = match is_int8 {
+                true => over_pages::<i8, f32>(&query, new, slabs, &rows, &mut out),
+                false => over_pages::<E, E>(&query, new, slabs, &rows, &mut out),
+            };
             let out = Tensor::from_data(TensorData::new(out, [queries, heads * head_dim]));
             (default::cast::<Self>(out, dtype), keys, values)
         }, _ => default_paged::attend::<Self>(query, [new_keys, new_values], [keys, values], &rows))
@@ -199,10 +204,15 @@ impl Gpt2Ops for Flex {
         values: Tensor,
         rows: Arc<[PagedRow]>,
     ) -> (Tensor, Tensor) {
+        let is_int8 = is_int8(&keys, new_keys.shape().dims::<3>()[2]);
         with_element!(keys.dtype(), E if true => {
             let rows: Vec<PagedRow> = rows.iter().map(|row| PagedRow { query_len: 0, ..row.clone() }).collect();
             let no_query = Tensor::from_data(TensorData::new(Vec::<f32>::new(), [0, 1, 1]));
-            over_pages::<E>(&no_query, [new_keys, new_values], [keys, values], &rows, &mut [])
+            let (new, slabs) = ([new_keys, new_values], [keys, values]);
+            match is_int8 {
+                true => over_pages::<i8, f32>(&no_query, new, slabs, &rows, &mut []),
+                false => over_pages::<E, E>(&no_query, new, slabs, &rows, &mut []),
+            }
         }, _ => (
             default_paged::append::<Self>(keys, new_keys, &rows),
             default_paged::append::<Self>(values, new_values, &rows),
@@ -221,38 +231,63 @@ impl Gpt2Ops for Flex {
         }, _ => default_paged::copy::<Self>(pages, &copies))
     }
 
-    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize) -> (Tensor, Tensor) {
-        let [_, heads, page_len, head_dim] = keys.shape().dims::<4>();
-        let of_values = default_paged::read::<Self>(values, &pages, len);
-        with_element!(keys.dtype(), E if true => {
-            let keys = whole(keys);
-            let read = paged::read_keys::<E>(elements(&keys), &pages, len, [heads, page_len, head_dim]);
-            (Tensor::from_data(TensorData::new(read, [len, heads, head_dim])), of_values)
-        }, _ => (default_paged::read::<Self>(keys, &pages, len), of_values))
+    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize, head_dim: usize) -> (Tensor, Tensor) {
+        let ([_, heads, page_len, _], dtype) = (keys.shape().dims::<4>(), keys.dtype());
+        let (shape, is_int8) = ([heads, page_len, head_dim], is_int8(&keys, head_dim));
+        with_element!(dtype, E if true => {
+            let (keys, values) = (whole(keys), whole(values));
+            match is_int8 {
+                true => read_from::<i8, f32>([&keys, &values], &pages, len, shape),
+                false => read_from::<E, E>([&keys, &values], &pages, len, shape),
+            }
+        }, _ => (default_paged::read::<Self>(keys, &pages, len), default_paged::read::<Self>(values, &pages, len)))
     }
 }
 
-/// Writes what is new, and attends to `out`.
-fn over_pages<E: Element>(
+/// Whether pages hold integers, of which four stand in an element.
+fn is_int8(pages: &Tensor, head_dim: usize) -> bool {
+    let [.., width] = pages.shape().dims::<4>();
+    pages.dtype() == DType::F32 && width != head_dim
+}
+
+/// The keys and the values at the first `len` positions of a row, `[len, H, D]`. `E` is what the pages hold, which is stored as
+/// `Stored`.
+fn read_from<E: PageElement<Number: burn::tensor::Element>, Stored: Element>(
+    slabs: [&Tensor; 2],
+    pages: &[u32],
+    len: usize,
+    shape: [usize; 3],
+) -> (Tensor, Tensor) {
+    let [heads, _, head_dim] = shape;
+    let [keys, values] = slabs.map(|slab| bytemuck::cast_slice::<Stored, E>(elements(slab)));
+    let tensor = |read| Tensor::from_data(TensorData::new(read, [len, heads, head_dim]));
+    (tensor(paged::read_keys(keys, pages, len, shape)), tensor(paged::read_values(values, pages, len, shape)))
+}
+
+/// Writes what is new, and attends to `out`. `E` is what the pages hold, which is stored as `Stored`.
+fn over_pages<E: PageElement, Stored: Element>(
     query: &Tensor,
     new: [Tensor; 2],
     [keys, values]: [Tensor; 2],
     rows: &[PagedRow],
     out: &mut [f32],
 ) -> (Tensor, Tensor) {
-    let [_, heads, page_len, head_dim] = keys.shape().dims::<4>();
-    let [new_keys, new_values] = new.map(|new| rows_contiguous(default::cast::<Flex>(new, keys.dtype())));
+    let [_, heads, page_len, _] = keys.shape().dims::<4>();
+    let [_, _, head_dim] = new[0].shape().dims::<3>();
+    let [new_keys, new_values] = new.map(|new| rows_contiguous(default::cast::<Flex>(new, DType::F32)));
     let (mut keys, mut values) = (whole(keys), whole(values));
     let paged = Paged {
         query: packed_view::<f32>(query),
-        new_keys: packed_view::<E>(&new_keys),
+        new_keys: packed_view::<f32>(&new_keys),
         new_values: packed_view(&new_values),
         rows,
         page_len,
         shape: [heads, head_dim],
     };
     let len = keys.shape().num_elements();
-    paged::attend(Arch::new(), paged, &mut keys.storage_mut()[..len], &mut values.storage_mut()[..len], out);
+    let [of_keys, of_values] = [&mut keys, &mut values]
+        .map(|slab| bytemuck::cast_slice_mut::<Stored, E>(&mut slab.storage_mut::<Stored>()[..len]));
+    paged::attend(Arch::new(), paged, of_keys, of_values, out);
     (keys, values)
 }
 

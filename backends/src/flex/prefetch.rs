@@ -17,14 +17,28 @@ pub fn prefetch_behind<T>(x: &T) {
     }
 }
 
-/// The line of memory that this address is in is on its way once this was called, whoever may own it.
+/// The line of memory that this address is in is on its way to the nearest cache once this was called, whoever may own it.
 #[inline(always)]
-pub fn prefetch(at: *const u8) {
+fn prefetch(at: *const u8) {
     #[cfg(target_arch = "x86_64")]
     // SAFETY: the instruction is a hint: it reads nothing and does not fail, wherever the pointer points to.
     unsafe {
         use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
+/// The same, to the second cache: for what is needed so much later that the nearest one would have to hold two of it. Nor does what
+/// computes meanwhile wait for the few places from which that one is filled.
+#[inline(always)]
+pub fn prefetch_far(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: as above.
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
     }
     #[cfg(not(target_arch = "x86_64"))]
     let _ = at;

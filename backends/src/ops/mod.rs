@@ -215,12 +215,13 @@ pub trait Gpt2Ops: Backend {
     }
 
     /// What is at the first `len` positions of a row with these pages: of `keys` and `values`, `[P, H, L, D]`, as `[len, H, D]` each.
-    #[fusion(meta = |keys, values, _, len| (read(keys, *len), read(values, *len)))]
+    #[fusion(meta = |keys, values, _, len, _| (read(keys, *len), read(values, *len)))]
     fn read_pages(
         keys: FloatTensor<Self>,
         values: FloatTensor<Self>,
         pages: Arc<[u32]>,
         len: usize,
+        _head_dim: usize,
     ) -> (FloatTensor<Self>, FloatTensor<Self>) {
         (default_paged::read::<Self>(keys, &pages, len), default_paged::read::<Self>(values, &pages, len))
     }

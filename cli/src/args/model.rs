@@ -85,7 +85,31 @@ impl From<WeightType> for WeightFormat {
     }
 }
 
-/// Element types of caches and files.
+/// Element types of caches.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheType {
+    #[value(alias = "float32")]
+    F32,
+    #[value(alias = "float16")]
+    F16,
+    #[value(alias = "bfloat16")]
+    Bf16,
+    /// A byte for each number, and a scale for each head and position; on CPUs with kernels
+    Int8,
+}
+
+impl From<CacheType> for DType {
+    fn from(dtype: CacheType) -> Self {
+        match dtype {
+            CacheType::F32 => Self::F32,
+            CacheType::F16 => Self::F16,
+            CacheType::Bf16 => Self::BF16,
+            CacheType::Int8 => Self::I8,
+        }
+    }
+}
+
+/// Element types of files.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum FloatType {
     #[value(alias = "float32")]

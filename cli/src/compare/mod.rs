@@ -30,7 +30,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use report::Row;
 
 use crate::args::draft::DraftArgs;
-use crate::args::model::{FloatType, ModelArgs};
+use crate::args::model::{CacheType, ModelArgs};
 use crate::args::shape::ShapeArgs;
 use crate::args::{Failure, Given, at_least_one};
 use crate::sample_prompts;
@@ -75,7 +75,7 @@ pub struct Args {
     draft_config: Option<String>,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    cache_dtype: Option<FloatType>,
+    cache_dtype: Option<CacheType>,
     /// Timed repetitions, of which the medians are reported
     #[arg(long, alias = "num_samples", default_value_t = 3, value_name = "N", value_parser = at_least_one())]
     num_samples: usize,

@@ -10,7 +10,7 @@ use gpt2_burn::generate::Decoder;
 use gpt2_burn::{CacheStorage, Gpt2Config};
 
 use crate::args::draft::DraftArgs;
-use crate::args::model::{FloatType, ModelArgs};
+use crate::args::model::{CacheType, ModelArgs};
 use crate::args::shape::{ShapeArgs, published};
 use crate::args::{Failure, Given, at_least_one};
 
@@ -48,7 +48,7 @@ pub struct Args {
     pub batch_size: usize,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    pub cache_dtype: Option<FloatType>,
+    pub cache_dtype: Option<CacheType>,
     /// Rounds through all points, of which the medians are reported
     #[arg(long, value_name = "N", value_parser = at_least_one())]
     pub num_samples: Option<usize>,

@@ -18,7 +18,7 @@ use gpt2_burn::speculative::{Acceptance, Speculation};
 use gpt2_burn::{CacheStorage, MemoryLimit};
 
 use crate::args::draft::DraftArgs;
-use crate::args::model::{FloatType, ModelArgs};
+use crate::args::model::{CacheType, ModelArgs};
 use crate::args::prefixes::PrefixArgs;
 use crate::args::prompts::PromptArgs;
 use crate::args::{Failure, Given, Switch, number_or_off};
@@ -47,7 +47,7 @@ pub struct Args {
     cache: CacheName,
     /// Element type of cached keys and values; default: that of what is computed
     #[arg(long, value_enum)]
-    cache_dtype: Option<FloatType>,
+    cache_dtype: Option<CacheType>,
     /// The same bits from every decoder and in every batch: kernels give them anyway, burn's operations only if they compute
     /// each token by itself
     #[arg(long)]

@@ -14,7 +14,7 @@ use burn::tensor::{DType, Device, Tensor};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::{FORMAT, KEYS_AND_VALUES, Node, name};
-use crate::cache::KvPool;
+use crate::cache::{KvPool, number_type};
 use crate::checkpoint::{SafetensorsSource, TensorSource};
 use crate::prefix::{Fingerprint, PrefixCache};
 use crate::{Error, Gpt2Config, KvCacheConfig, KvSegment, Result};
@@ -185,13 +185,14 @@ impl<'a> Saved<'a> {
     /// Keys and values of a node, if they are still those that were checked.
     fn segment(&self, index: usize, reader: &Reader, sum: u128) -> Result<KvSegment> {
         let mut hash = Xxh3::new();
-        let mut read = |part| self.source.read_seen(&name(index, part), reader.dtype, |bytes| hash.update(bytes));
+        let mut read =
+            |part| self.source.read_seen(&name(index, part), number_type(reader.dtype), |bytes| hash.update(bytes));
         let [keys, values] = KEYS_AND_VALUES.map(&mut read);
         let (keys, values) = (keys?, values?);
         if hash.digest128() != sum {
             return Err(self.refused(format!("node {index} was altered while the file was read")));
         }
-        let tensor = |data| Tensor::<4>::from_data(data, (&reader.device, reader.dtype));
+        let tensor = |data| Tensor::<4>::from_data(data, (&reader.device, number_type(reader.dtype)));
         Ok(KvSegment::new(tensor(keys), tensor(values)))
     }
 }
@@ -199,13 +200,13 @@ impl<'a> Saved<'a> {
 impl Reader {
     /// Bytes of the keys and values of a token.
     fn token_bytes(&self) -> usize {
-        2 * self.config.n_layer * self.config.n_embd * self.dtype.size()
+        2 * self.config.n_layer * self.config.n_embd * number_type(self.dtype).size()
     }
 
     fn check_tensor(&self, node: &Node, dtype: Option<DType>, shape: &[usize]) -> Result<(), String> {
         let wanted = [self.config.n_layer, self.config.n_head, node.ids.len(), self.config.head_dim()];
-        if node.ids.is_empty() || *shape != wanted || dtype != Some(self.dtype) {
-            return Err(format!("{shape:?} of {dtype:?}, not {wanted:?} of {:?}", self.dtype));
+        if node.ids.is_empty() || *shape != wanted || dtype != Some(number_type(self.dtype)) {
+            return Err(format!("{shape:?} of {dtype:?}, not {wanted:?} of {:?}", number_type(self.dtype)));
         }
         Ok(())
     }

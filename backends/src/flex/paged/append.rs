@@ -1,10 +1,7 @@
 //! New keys and values into pages.
 #![allow(unsafe_code)] // pages of a slab that other threads have, too
 
-use burn::tensor::ElementConversion;
-
-use super::{Paged, Slab};
-use crate::flex::element::Element;
+use super::{PageElement, Paged, Slab};
 use crate::flex::lanes::LANES;
 
 /// Writes one head's keys and values of a row's new tokens, of which `first` is the first among all, to its pages.
@@ -16,8 +13,9 @@ use crate::flex::lanes::LANES;
 /// # Safety
 ///
 /// Meanwhile nobody else may use this head's part of the pages that are written, and the two slabs may not overlap.
-pub unsafe fn append_row<E: Element>(
-    paged: &Paged<'_, E>,
+#[inline(always)] // with the vector instructions of whoever calls it
+pub unsafe fn append_row<E: PageElement>(
+    paged: &Paged<'_>,
     slabs: [Slab<'_, E>; 2],
     index: usize,
     head: usize,
@@ -25,6 +23,9 @@ pub unsafe fn append_row<E: Element>(
 ) {
     let (row, [_, head_dim], page_len) = (&paged.rows[index], paged.shape, paged.page_len);
     let mut position = row.context_len;
+    // As they are in pages.
+    let mut new = vec![E::zeroed(); LANES.min(row.new_len) * head_dim];
+    let (mut key_scales, mut value_scales) = ([0.0; LANES], [0.0; LANES]);
     while position < row.seq_len() {
         let (page, slot) = (row.pages[position / page_len], position % page_len);
         // Up to the end of the lanes that this position is in.
@@ -33,33 +34,34 @@ pub unsafe fn append_row<E: Element>(
         // SAFETY: nobody else uses these parts, as the caller promises, and the slabs do not overlap.
         let [keys, values] = slabs.map(|slab| unsafe { slab.part_mut(page, head) });
         let (group, _) = keys[slot / LANES * LANES * head_dim..][..LANES * head_dim].as_chunks_mut::<LANES>();
-        let of_token = |t: usize| paged.new_keys.position(0, head, token(t), head_dim);
+        for t in 0..count {
+            let key = paged.new_keys.position(0, head, token(t), head_dim);
+            key_scales[t] = E::write(key, &mut new[t * head_dim..][..head_dim]);
+        }
         match count {
             // A whole line at a time, and not a line for each element.
             LANES => {
-                let new: [&[E]; LANES] = std::array::from_fn(of_token);
                 for (d, line) in group.iter_mut().enumerate() {
-                    *line = std::array::from_fn(|t| rounded(new[t][d]));
+                    *line = std::array::from_fn(|t| new[t * head_dim + d]);
                 }
             }
             _ => {
-                for t in 0..count {
-                    for (line, key) in group.iter_mut().zip(of_token(t)) {
-                        line[slot % LANES + t] = rounded(*key);
+                for (t, key) in new.chunks_exact(head_dim).take(count).enumerate() {
+                    for (line, key) in group.iter_mut().zip(key) {
+                        line[slot % LANES + t] = *key;
                     }
                 }
             }
         }
         for t in 0..count {
             let value = paged.new_values.position(0, head, token(t), head_dim);
-            let to = &mut values[(slot + t) * head_dim..][..head_dim];
-            to.iter_mut().zip(value).for_each(|(to, value)| *to = rounded(*value));
+            value_scales[t] = E::write(value, &mut values[(slot + t) * head_dim..][..head_dim]);
+        }
+        for (part, scales) in [(keys, key_scales), (values, value_scales)] {
+            if let Some(to) = E::scales_mut(part, page_len).get_mut(slot..slot + count) {
+                to.copy_from_slice(&scales[..count]);
+            }
         }
         position += count;
     }
-}
-
-/// As `ops::default::rounded` says.
-fn rounded<E: Element>(x: E) -> E {
-    if E::OVERFLOWS && E::widen(&[x])[0].is_infinite() { f32::NAN.elem() } else { x }
 }

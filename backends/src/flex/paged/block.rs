@@ -6,8 +6,8 @@ use std::ops::Range;
 
 use pulp::{Simd, WithSimd};
 
-use super::page::{self, MAX_QUERIES, PageOfQueries};
-use super::{Paged, Query, Slab};
+use super::page::{self, MAX_QUERIES, Next, PageOfQueries};
+use super::{PageElement, Paged, Query, Slab};
 use crate::flex::element::Element;
 use crate::flex::lanes::{LANES, exp, load, store, with_width};
 use crate::flex::output::Output;
@@ -62,7 +62,7 @@ impl Partials {
 
 /// Queries of one head, over some of the pages of their rows.
 pub struct Block<'a, E> {
-    pub paged: &'a Paged<'a, E>,
+    pub paged: &'a Paged<'a>,
     pub keys: Slab<'a, E>,
     pub values: Slab<'a, E>,
     pub queries: &'a [Query],
@@ -75,7 +75,7 @@ pub struct Block<'a, E> {
     pub out: Output<'a>,
 }
 
-impl<E: Element> WithSimd for Block<'_, E> {
+impl<E: PageElement> WithSimd for Block<'_, E> {
     type Output = ();
 
     #[inline(always)]
@@ -85,7 +85,7 @@ impl<E: Element> WithSimd for Block<'_, E> {
 }
 
 #[inline(always)]
-fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
+fn block<S: Simd, const V: usize, E: PageElement>(simd: S, task: Block<'_, E>) {
     let Block { paged, keys: keys_of, values: values_of, queries, head, levels, partials, scratch, out } = task;
     let ([_, head_dim], page_len) = (paged.shape, paged.page_len);
     scratch.begin(paged, queries, head);
@@ -104,6 +104,7 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
             let (keys, values) = unsafe { (keys_of.part(id, head), values_of.part(id, head)) };
             let range = first..first + count;
             let (run, shape) = (Run { all: queries, range: range.clone(), level, partials }, [page_len, head_dim]);
+            let scales = [E::scales(keys, page_len), E::scales(values, page_len)];
             if count > MAX_QUERIES && size_of::<E>() < size_of::<f32>() {
                 // What is read several times is widened once.
                 let visible = queries[range].iter().map(|query| query.visible(level, page_len)).max().unwrap_or(0);
@@ -113,12 +114,12 @@ fn block<S: Simd, const V: usize, E: Element>(simd: S, task: Block<'_, E>) {
                 let (wide_keys, wide_values) = wide.split_at_mut(page_len * head_dim);
                 widen(simd, &keys[..len], wide_keys);
                 widen(simd, &values[..len], wide_values);
-                let page = Page { keys: &*wide_keys, values: &*wide_values, next_keys: (std::ptr::null(), 0), shape };
+                let page = Page { keys: &*wide_keys, values: &*wide_values, scales, next: Next::NONE, shape };
                 attend_run::<S, V, f32>(simd, page, run, scratch);
                 scratch.wide = wide;
             } else {
-                let next_keys = next_keys(paged, keys_of, queries[first], level, levels.end, head);
-                attend_run::<S, V, E>(simd, Page { keys, values, next_keys, shape }, run, scratch);
+                let next = next(paged, [keys_of, values_of], queries[first], level, levels.end, head);
+                attend_run::<S, V, E>(simd, Page { keys, values, scales, next, shape }, run, scratch);
             }
             first += count;
         }
@@ -135,8 +136,10 @@ struct Page<'a, E> {
     keys: &'a [E],
     /// `[page_len, D]`.
     values: &'a [E],
-    /// Where keys are that are needed next, and how many elements.
-    next_keys: (*const E, usize),
+    /// Of each position, by what scores and weights are multiplied; nothing, if by nothing.
+    scales: [&'a [f32]; 2],
+    /// What is needed next.
+    next: Next<E>,
     /// `[page_len, D]`.
     shape: [usize; 2],
 }
@@ -155,7 +158,7 @@ struct Run<'a> {
 /// A page for all queries of a run, as many at a time as there are registers for.
 #[inline(always)]
 fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, run: Run<'_>, scratch: &mut Scratch) {
-    let Page { keys, values, next_keys, shape: [page_len, head_dim] } = page;
+    let Page { keys, values, scales, next, shape: [page_len, head_dim] } = page;
     let Run { all, range, level, partials } = run;
     let mut first = range.start;
     while first < range.end {
@@ -167,7 +170,7 @@ fn attend_run<S: Simd, const V: usize, E: Element>(simd: S, page: Page<'_, E>, r
                 }
                 let query = &scratch.queries[first * head_dim..][..$count * head_dim];
                 let (weights, of_page) = (&mut scratch.weights[..], &mut scratch.of_page[..]);
-                let page = PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] };
+                let page = PageOfQueries { query, keys, values, scales, next, visible, shape: [page_len, head_dim] };
                 let (max, sum) = page::attend::<S, V, E, $count>(simd, page, weights, of_page);
                 match partials {
                     None => fold::<S, V, $count>(simd, scratch, first, head_dim, max, sum),
@@ -201,50 +204,50 @@ fn widen<S: Simd, E: Element>(simd: S, elements: &[E], wide: &mut [f32]) {
     }
 }
 
-/// Where the keys are that are needed after those of a page, and how many elements: those of the row's next page, or of its first one
-/// for the next head, which is the next task as a rule.
+/// What is needed after a page: the row's next page, or its first one for the next head, which is the next task as a rule.
 #[inline(always)]
-fn next_keys<E: Element>(
-    paged: &Paged<'_, E>,
-    keys: Slab<'_, E>,
+fn next<E: PageElement>(
+    paged: &Paged<'_>,
+    slabs: [Slab<'_, E>; 2],
     query: Query,
     level: usize,
     end: usize,
     head: usize,
-) -> (*const E, usize) {
+) -> Next<E> {
     let ([heads, head_dim], page_len) = (paged.shape, paged.page_len);
     let (level, head) = if level + 1 < end { (level + 1, head) } else { (0, head + 1) };
     match query.visible(level, page_len) {
-        0 => (std::ptr::null(), 0),
-        _ if head == heads => (std::ptr::null(), 0),
+        0 => Next::NONE,
+        _ if head == heads => Next::NONE,
         visible => {
-            let count = visible.next_multiple_of(LANES) * head_dim;
-            (keys.at(paged.rows[query.row].pages[level], head).cast_const(), count)
+            let page = paged.rows[query.row].pages[level];
+            let [keys, values] = slabs.map(|slab| slab.at(page, head).cast_const());
+            Next { keys, values, len: visible.next_multiple_of(LANES) * head_dim }
         }
     }
 }
 
 /// What several threads have left of a block, folded.
-pub struct Fold<'a, E> {
+pub struct Fold<'a> {
     pub queries: &'a [Query],
     pub partials: &'a Partials,
     pub head: usize,
-    pub paged: &'a Paged<'a, E>,
+    pub paged: &'a Paged<'a>,
     pub scratch: &'a mut Scratch,
     pub out: Output<'a>,
 }
 
-impl<E: Element> WithSimd for Fold<'_, E> {
+impl WithSimd for Fold<'_> {
     type Output = ();
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, simd: S) {
-        with_width!(simd: S, E => fold_all(self))
+        with_width!(simd: S => fold_all(self))
     }
 }
 
 #[inline(always)]
-fn fold_all<S: Simd, const V: usize, E: Element>(simd: S, task: Fold<'_, E>) {
+fn fold_all<S: Simd, const V: usize>(simd: S, task: Fold<'_>) {
     let Fold { queries, partials, head, paged, scratch, out } = task;
     let ([_, head_dim], page_len) = (paged.shape, paged.page_len);
     scratch.begin(paged, queries, head);
@@ -261,7 +264,7 @@ fn fold_all<S: Simd, const V: usize, E: Element>(simd: S, task: Fold<'_, E>) {
 
 impl Scratch {
     #[inline(always)]
-    fn begin<E: Element>(&mut self, paged: &Paged<'_, E>, queries: &[Query], head: usize) {
+    fn begin(&mut self, paged: &Paged<'_>, queries: &[Query], head: usize) {
         let [_, head_dim] = paged.shape;
         let divisor = (head_dim as f32).sqrt();
         let count = queries.len();

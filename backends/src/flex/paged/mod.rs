@@ -1,7 +1,8 @@
 //! Keys and values in pages: new ones are written, and `softmax(q k^T / sqrt D) v` is computed over all that each query sees.
 //!
 //! A page holds up to `page_len` consecutive positions of a sequence. Of each page and head a slab has `page_len x D` elements:
-//! keys as `[page_len / 16][D][16]`, sixteen keys in the lanes of a register, and values as `[page_len][D]`.
+//! keys as `[page_len / 16][D][16]`, sixteen keys in the lanes of a register, and values as `[page_len][D]`. Behind integers stands a
+//! scale for each position, by which a score, or a weight, is multiplied: see [`PageElement`].
 //!
 //! The order of sums depends on a query's tokens alone. Of one page: a score is one chain of fused multiply-adds over D; `m` is
 //! the largest score, `w = exp(score - m)`, `l` the sum of the weights, sixteen lanes after sixteen lanes and then by halves, and `o` one
@@ -14,6 +15,7 @@
 
 mod append;
 mod block;
+mod element;
 mod page;
 mod slab;
 #[cfg(test)]
@@ -26,23 +28,23 @@ use pulp::Arch;
 use rayon::prelude::*;
 
 use super::attend::View;
-use super::element::Element;
 use super::lanes::LANES;
 use super::output::Output;
 use crate::PagedRow;
 use append::append_row;
 use block::{Block, Partials, Scratch};
+pub use element::PageElement;
 use slab::Slab;
 
 /// What is attended with, and what is new.
 #[derive(Clone, Copy)]
-pub struct Paged<'a, E> {
+pub struct Paged<'a> {
     /// `[1, H, M, D]`: the queries of each row after those of the row before.
     pub query: View<'a, f32>,
     /// `[1, H, N, D]`, of the new tokens of each row after those of the row before.
-    pub new_keys: View<'a, E>,
+    pub new_keys: View<'a, f32>,
     /// `[1, H, N, D]`.
-    pub new_values: View<'a, E>,
+    pub new_values: View<'a, f32>,
     /// Whose the tokens are.
     pub rows: &'a [PagedRow],
     /// Positions of a page, a multiple of 16.
@@ -114,14 +116,42 @@ const TASKS_PER_THREAD: usize = 2;
 /// # Panics
 ///
 /// If there are not so many pages.
-pub fn read_keys<E: Element>(slab: &[E], pages: &[u32], len: usize, [heads, page_len, head_dim]: [usize; 3]) -> Vec<E> {
-    let mut out = Vec::with_capacity(len * heads * head_dim);
+pub fn read_keys<E: PageElement>(slab: &[E], pages: &[u32], len: usize, shape: [usize; 3]) -> Vec<E::Number> {
+    let [_, _, head_dim] = shape;
+    read(slab, pages, len, shape, |part, slot, out| {
+        let group = &part[slot / LANES * LANES * head_dim..][..LANES * head_dim];
+        out.extend(group.iter().skip(slot % LANES).step_by(LANES));
+    })
+}
+
+/// The values there.
+///
+/// # Panics
+///
+/// As [`read_keys`].
+pub fn read_values<E: PageElement>(slab: &[E], pages: &[u32], len: usize, shape: [usize; 3]) -> Vec<E::Number> {
+    let [_, _, head_dim] = shape;
+    read(slab, pages, len, shape, |part, slot, out| out.extend(&part[slot * head_dim..][..head_dim]))
+}
+
+/// What `elements` takes out of a head's part of a page for each position and head, as numbers.
+fn read<E: PageElement>(
+    slab: &[E],
+    pages: &[u32],
+    len: usize,
+    [heads, page_len, head_dim]: [usize; 3],
+    elements: impl Fn(&[E], usize, &mut Vec<E>),
+) -> Vec<E::Number> {
+    let part_len = E::part_len(page_len, head_dim);
+    let (mut out, mut taken) = (Vec::with_capacity(len * heads * head_dim), Vec::with_capacity(head_dim));
     for position in 0..len {
         let (page, slot) = (pages[position / page_len] as usize, position % page_len);
         for head in 0..heads {
-            let part = &slab[(page * heads + head) * page_len * head_dim..][..page_len * head_dim];
-            let group = &part[slot / LANES * LANES * head_dim..][..LANES * head_dim];
-            out.extend(group.iter().skip(slot % LANES).step_by(LANES).copied());
+            let part = &slab[(page * heads + head) * part_len..][..part_len];
+            taken.clear();
+            elements(part, slot, &mut taken);
+            let scale = E::scales(part, page_len).get(slot).copied().unwrap_or(1.0);
+            out.extend(taken.iter().map(|x| x.number(scale)));
         }
     }
     out
@@ -132,19 +162,19 @@ pub fn read_keys<E: Element>(slab: &[E], pages: &[u32], len: usize, [heads, page
 /// # Panics
 ///
 /// If a view or a slab does not hold what the rows and the shape say, or [`PagedRow::check`] does.
-pub fn attend<E: Element>(arch: Arch, paged: Paged<'_, E>, keys: &mut [E], values: &mut [E], out: &mut [f32]) {
+pub fn attend<E: PageElement>(arch: Arch, paged: Paged<'_>, keys: &mut [E], values: &mut [E], out: &mut [f32]) {
     let ([heads, head_dim], page_len) = (paged.shape, paged.page_len);
     assert!(page_len > 0 && page_len.is_multiple_of(LANES), "{page_len} positions are not whole registers");
-    let of_page = heads * page_len * head_dim;
+    let of_head = E::part_len(page_len, head_dim);
+    let of_page = heads * of_head;
     assert_eq!(keys.len(), values.len(), "elements of the keys and of the values");
-    assert!(of_page > 0, "{heads} heads of {head_dim} numbers");
+    assert!(heads * head_dim > 0, "{heads} heads of {head_dim} numbers");
     if paged.rows.is_empty() {
         return;
     }
     let new: usize = paged.rows.iter().map(|row| row.new_len).sum();
     PagedRow::check(paged.rows, [new, out.len() / (heads * head_dim)], keys.len() / of_page, page_len);
-    let (keys, values) =
-        (Slab::new(keys, [heads, page_len * head_dim]), Slab::new(values, [heads, page_len * head_dim]));
+    let (keys, values) = (Slab::new(keys, [heads, of_head]), Slab::new(values, [heads, of_head]));
     let out = Output::new(out, heads * head_dim);
     let groups = Group::all(paged.rows, page_len);
     let seen: usize = groups.iter().flat_map(|group| &group.queries).map(|query| query.position + 1).sum();
@@ -176,7 +206,7 @@ fn firsts(rows: &[PagedRow], len: fn(&PagedRow) -> usize) -> Vec<usize> {
 /// All that is to be done.
 struct Work<'a, E> {
     arch: Arch,
-    paged: Paged<'a, E>,
+    paged: Paged<'a>,
     keys: Slab<'a, E>,
     values: Slab<'a, E>,
     out: Output<'a>,
@@ -184,7 +214,7 @@ struct Work<'a, E> {
     firsts: Vec<usize>,
 }
 
-impl<E: Element> Work<'_, E> {
+impl<E: PageElement> Work<'_, E> {
     /// A head of a group, by one thread: what is new is written, and then all of its queries attend.
     fn write_and_attend(&self, scratch: &mut Scratch, task: usize) {
         let [heads, _] = self.paged.shape;
@@ -252,7 +282,8 @@ impl<E: Element> Work<'_, E> {
     fn append(&self, row: usize, head: usize) {
         // SAFETY: the slabs are of two slices. No other row has a page that this one writes, as `PagedRow::check` has seen; each head
         // of each row is written by one task, and read by that task behind it, or when all of `split` are written.
-        unsafe { append_row(&self.paged, [self.keys, self.values], row, head, self.firsts[row]) };
+        let append = || unsafe { append_row(&self.paged, [self.keys, self.values], row, head, self.firsts[row]) };
+        self.arch.dispatch(append);
     }
 }
 

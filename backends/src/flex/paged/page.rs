@@ -5,10 +5,23 @@ use pulp::Simd;
 
 use crate::flex::element::{Element, lanes_at};
 use crate::flex::lanes::{LANES, Wide, add, exp, load, max, mul, mul_add, select, splat, store, sub, sum};
-use crate::flex::prefetch::prefetch;
+use crate::flex::prefetch::prefetch_far;
 
 /// Queries that a page is read for at a time: as many sums as there are registers for.
 pub const MAX_QUERIES: usize = 6;
+
+/// Where the keys and the values of the next page begin, and how many elements of each are needed.
+#[derive(Clone, Copy)]
+pub struct Next<E> {
+    pub keys: *const E,
+    pub values: *const E,
+    pub len: usize,
+}
+
+impl<E> Next<E> {
+    /// None is known.
+    pub const NONE: Self = Self { keys: std::ptr::null(), values: std::ptr::null(), len: 0 };
+}
 
 /// `R` queries and a page of which each sees some of the first positions, at least one.
 pub struct PageOfQueries<'a, E, const R: usize> {
@@ -18,8 +31,10 @@ pub struct PageOfQueries<'a, E, const R: usize> {
     pub keys: &'a [E],
     /// `[page_len, D]`.
     pub values: &'a [E],
-    /// Where keys are that are needed next, and how many elements.
-    pub next_keys: (*const E, usize),
+    /// Of each position, by what scores and weights are multiplied; nothing, if by nothing.
+    pub scales: [&'a [f32]; 2],
+    /// Where the keys and the values are that are needed next, and how many elements of each.
+    pub next: Next<E>,
     /// How many positions each sees.
     pub visible: [usize; R],
     /// `[page_len, D]`.
@@ -35,7 +50,8 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
     weights: &mut [f32],
     out: &mut [f32],
 ) -> ([f32; R], [f32; R]) {
-    let PageOfQueries { query, keys, values, next_keys, visible, shape: [page_len, head_dim] } = page;
+    let PageOfQueries { query, keys, values, scales: [key_scales, value_scales], next, visible, shape } = page;
+    let [page_len, head_dim] = shape;
     let (mut min_visible, mut max_visible) = (visible[0], visible[0]);
     for i in 1..R {
         (min_visible, max_visible) = (min_visible.min(visible[i]), max_visible.max(visible[i]));
@@ -50,11 +66,11 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
     while group < groups {
         let offset = group * LANES * head_dim;
         let (keys, weights) = (&keys[offset..], &mut weights[group..]);
-        // The values that are needed next are as long as the keys.
-        let ahead = (values[offset..].as_ptr(), (max_visible * head_dim).saturating_sub(offset));
+        let ahead = (next.keys.wrapping_add(offset), next.len.saturating_sub(offset));
         macro_rules! score {
             ($groups:literal) => {{
                 score::<S, V, E, R, $groups>(simd, query, keys, head_dim, ahead, weights, of_query);
+                scale::<S, V, R>(simd, weights, of_query, $groups, key_scales.get(group * LANES..));
                 group += $groups;
             }};
         }
@@ -66,31 +82,35 @@ pub fn attend<S: Simd, const V: usize, E: Element, const R: usize>(
         }
     }
 
+    let next_values = (next.values, next.len);
     let (maxima, sums) = softmax::<S, V, R>(simd, weights, of_query, &visible, groups);
+
+    scale::<S, V, R>(simd, weights, of_query, groups, Some(value_scales));
 
     let mut column = 0;
     while column < head_dim {
         let sizes = Sizes { column, head_dim, page_len, min_visible, max_visible };
         if is_wide && head_dim - column >= 4 * LANES {
-            weigh::<S, V, E, R, 4, true>(simd, weights, values, next_keys, &visible, sizes, out);
+            weigh::<S, V, E, R, 4, true>(simd, weights, values, next_values, &visible, sizes, out);
             column += 4 * LANES;
         } else if head_dim - column >= LANES {
-            weigh::<S, V, E, R, 1, true>(simd, weights, values, next_keys, &visible, sizes, out);
+            weigh::<S, V, E, R, 1, true>(simd, weights, values, next_values, &visible, sizes, out);
             column += LANES;
         } else {
-            weigh::<S, V, E, R, 1, false>(simd, weights, values, next_keys, &visible, sizes, out);
+            weigh::<S, V, E, R, 1, false>(simd, weights, values, next_values, &visible, sizes, out);
             column += LANES;
         }
     }
     (maxima, sums)
 }
 
-/// Asks for the line of an element, if it is one of those that are there. Where there are as many queries as can be, a page is in a near
+/// Asks for the line that begins with an element, if it is one of those that are there. Where there are as many queries as can be, a page is in a near
 /// cache as a rule: those before them have read it.
 #[inline(always)]
 fn ask<E, const R: usize>((start, len): (*const E, usize), element: usize) {
-    if R < MAX_QUERIES && element < len {
-        prefetch(start.wrapping_add(element).cast());
+    const LINE: usize = 64;
+    if R < MAX_QUERIES && element < len && (element * size_of::<E>()).is_multiple_of(LINE) {
+        prefetch_far(start.wrapping_add(element).cast());
     }
 }
 
@@ -131,6 +151,24 @@ fn score<S: Simd, const V: usize, E: Element, const R: usize, const C: usize>(
     for i in 0..R {
         for c in 0..C {
             store(simd, totals[i][c], &mut scores[i * of_query + c]);
+        }
+    }
+}
+
+/// Multiplies what `R` queries have of some groups by the scales of their positions, if there are some.
+#[inline(always)]
+fn scale<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    of_groups: &mut [[f32; LANES]],
+    of_query: usize,
+    groups: usize,
+    scales: Option<&[f32]>,
+) {
+    let (scales, _) = scales.unwrap_or_default().as_chunks::<LANES>();
+    for (group, scale) in scales.iter().take(groups).enumerate() {
+        for i in 0..R {
+            let x = &mut of_groups[i * of_query + group];
+            store(simd, mul(simd, load::<S, V>(simd, x), load(simd, scale)), x);
         }
     }
 }
@@ -235,7 +273,7 @@ fn weigh<S: Simd, const V: usize, E: Element, const R: usize, const C: usize, co
     simd: S,
     weights: &[[f32; LANES]],
     values: &[E],
-    next_keys: (*const E, usize),
+    next_values: (*const E, usize),
     visible: &[usize; R],
     sizes: Sizes,
     out: &mut [f32],
@@ -250,7 +288,7 @@ fn weigh<S: Simd, const V: usize, E: Element, const R: usize, const C: usize, co
     for (position, value) in values[..min_visible * head_dim].chunks_exact(head_dim).enumerate() {
         let value = columns::<S, V, E, C, IS_WHOLE>(simd, value, column);
         for c in 0..C {
-            ask::<E, R>(next_keys, position * head_dim + column + c * LANES);
+            ask::<E, R>(next_values, position * head_dim + column + c * LANES);
         }
         for i in 0..R {
             let weight = splat::<S, V>(simd, of_row[i][position]);

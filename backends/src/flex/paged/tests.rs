@@ -1,13 +1,12 @@
 //! Attention over pages against sums in double precision, and its bits against themselves.
 
-use burn::tensor::{ElementConversion, bf16, f16};
+use burn::tensor::{bf16, f16};
 use proptest::prelude::*;
 use pulp::Arch;
 
-use super::{Paged, attend};
+use super::{PageElement, Paged, attend};
 use crate::PagedRow;
 use crate::flex::attend::View;
-use crate::flex::element::Element;
 use crate::flex::tests::{all, numbers};
 
 /// Positions of a page, as caches have them: all numbers of groups of lanes occur.
@@ -21,14 +20,18 @@ struct Slabs<E> {
     shape: [usize; 2],
 }
 
-impl<E: Element> Slabs<E> {
+impl<E: PageElement> Slabs<E> {
     fn new(pages: usize, [heads, head_dim]: [usize; 2]) -> Self {
-        let empty = vec![f32::NAN.elem::<E>(); pages * heads * PAGE * head_dim];
+        // All bits are set: numbers, and scales, are none.
+        let empty = vec![
+            bytemuck::pod_read_unaligned(&[0xff; 4][..size_of::<E>()]);
+            pages * heads * E::part_len(PAGE, head_dim)
+        ];
         Self { keys: empty.clone(), values: empty, shape: [heads, head_dim] }
     }
 
     /// Appends and attends: `[M, H D]`.
-    fn attend(&mut self, arch: Arch, rows: &[PagedRow], query: &[f32], new: [&[E]; 2]) -> Vec<f32> {
+    fn attend(&mut self, arch: Arch, rows: &[PagedRow], query: &[f32], new: [&[f32]; 2]) -> Vec<f32> {
         let [heads, head_dim] = self.shape;
         let strides = [0, head_dim, heads * head_dim];
         let [new_keys, new_values] = new.map(|new| View { elements: new, start: 0, strides });
@@ -57,10 +60,10 @@ struct Sequence {
 }
 
 impl Sequence {
-    fn states<E: Element>(self, position: usize, shape: [usize; 2], what: u64) -> Vec<E> {
+    fn states(self, position: usize, shape: [usize; 2], what: u64) -> Vec<f32> {
         let number = if position < self.common { 0 } else { self.number };
         let seed = number * 10_007 + position as u64 * 3 + what;
-        numbers(shape.iter().product(), seed).into_iter().map(|x| x.elem()).collect()
+        numbers(shape.iter().product(), seed)
     }
 
     fn query(self, position: usize, shape: [usize; 2]) -> Vec<f32> {
@@ -75,8 +78,14 @@ impl Sequence {
     }
 
     /// Its queries' results in double precision.
-    fn expected<E: Element>(self, [heads, head_dim]: [usize; 2]) -> Vec<f64> {
-        let wide = |states: Vec<E>| -> Vec<f64> { states.iter().map(|x| f64::from(E::widen(&[*x])[0])).collect() };
+    fn expected<E: PageElement<Number: Into<f64>>>(self, [heads, head_dim]: [usize; 2]) -> Vec<f64> {
+        // As pages hold them.
+        let held = |states: &[f32]| -> Vec<f64> {
+            let mut elements = vec![E::zeroed(); states.len()];
+            let scale = E::write(states, &mut elements);
+            elements.into_iter().map(|x| x.number(scale).into()).collect()
+        };
+        let wide = |states: Vec<f32>| -> Vec<f64> { states.chunks(head_dim).flat_map(held).collect() };
         let all =
             |what| (0..self.seq_len()).map(|at| wide(self.states(at, [heads, head_dim], what))).collect::<Vec<_>>();
         let (keys, values) = (all(0), all(1));
@@ -103,7 +112,7 @@ impl Sequence {
 
 /// Pages for these sequences, filled up to their contexts, token by token by the kernel itself; and rows over them. What they have
 /// in common is in the same pages, or in pages of their own.
-fn set_up<E: Element>(sequences: &[Sequence], shape: [usize; 2], is_shared: bool) -> (Slabs<E>, Vec<PagedRow>) {
+fn set_up<E: PageElement>(sequences: &[Sequence], shape: [usize; 2], is_shared: bool) -> (Slabs<E>, Vec<PagedRow>) {
     let mut next = 1;
     let mut rows: Vec<PagedRow> = Vec::new();
     for sequence in sequences {
@@ -123,7 +132,7 @@ fn set_up<E: Element>(sequences: &[Sequence], shape: [usize; 2], is_shared: bool
     let mut slabs = Slabs::new(next as usize, shape);
     for (sequence, row) in sequences.iter().zip(&rows) {
         let [keys, values] = [0, 1].map(|what| {
-            (0..sequence.context_len).flat_map(|at| sequence.states::<E>(at, shape, what)).collect::<Vec<E>>()
+            (0..sequence.context_len).flat_map(|at| sequence.states(at, shape, what)).collect::<Vec<f32>>()
         });
         let filled = PagedRow { context_len: 0, new_len: sequence.context_len, query_len: 0, ..row.clone() };
         slabs.attend(Arch::new(), &[filled], &[], [&keys, &values]);
@@ -131,7 +140,7 @@ fn set_up<E: Element>(sequences: &[Sequence], shape: [usize; 2], is_shared: bool
     (slabs, rows)
 }
 
-fn inputs<E: Element>(sequences: &[Sequence], shape: [usize; 2]) -> (Vec<f32>, [Vec<E>; 2]) {
+fn inputs(sequences: &[Sequence], shape: [usize; 2]) -> (Vec<f32>, [Vec<f32>; 2]) {
     let queries = |sequence: &Sequence| {
         let sequence = *sequence;
         (sequence.seq_len() - sequence.query_len..sequence.seq_len()).flat_map(move |at| sequence.query(at, shape))
@@ -139,15 +148,15 @@ fn inputs<E: Element>(sequences: &[Sequence], shape: [usize; 2]) -> (Vec<f32>, [
     let new = |what| {
         let of = |sequence: &Sequence| {
             let sequence = *sequence;
-            (sequence.context_len..sequence.seq_len()).flat_map(move |at| sequence.states::<E>(at, shape, what))
+            (sequence.context_len..sequence.seq_len()).flat_map(move |at| sequence.states(at, shape, what))
         };
         sequences.iter().flat_map(of).collect()
     };
     (sequences.iter().flat_map(queries).collect(), [new(0), new(1)])
 }
 
-fn check<E: Element>(sequences: &[Sequence], shape: [usize; 2]) {
-    let (query, [keys, values]) = inputs::<E>(sequences, shape);
+fn check<E: PageElement<Number: Into<f64>>>(sequences: &[Sequence], shape: [usize; 2]) {
+    let (query, [keys, values]) = inputs(sequences, shape);
     let (slabs, rows) = set_up::<E>(sequences, shape, true);
     let found = slabs.clone().attend(Arch::new(), &rows, &query, [&keys, &values]);
     let expected: Vec<f64> = sequences.iter().flat_map(|sequence| sequence.expected::<E>(shape)).collect();
@@ -177,7 +186,7 @@ fn check<E: Element>(sequences: &[Sequence], shape: [usize; 2]) {
             let is_query = at >= sequence.seq_len() - sequence.query_len;
             (row.context_len, row.new_len, row.query_len) = (at, 1, usize::from(is_query));
             let query = if is_query { sequence.query(at, shape) } else { Vec::new() };
-            let [key, value] = [0, 1].map(|what| sequence.states::<E>(at, shape, what));
+            let [key, value] = [0, 1].map(|what| sequence.states(at, shape, what));
             let alone = slabs.attend(Arch::new(), std::slice::from_ref(&row), &query, [&key, &value]);
             assert_eq!(bits(&alone), bits(&found[done..done + alone.len()]), "position {at} of {sequence:?}");
             done += alone.len();
@@ -213,6 +222,7 @@ proptest! {
         check::<f32>(&sequences, [heads, head_dim]);
         check::<f16>(&sequences, [heads, head_dim]);
         check::<bf16>(&sequences, [heads, head_dim]);
+        check::<i8>(&sequences, [heads, head_dim]);
     }
 }
 
@@ -228,6 +238,7 @@ fn attention_that_is_worth_threads_has_the_same_bits() {
     for queries in [6, 7, 150] {
         check::<f16>(&[sequence(0, 0, 10, queries)], [3, 64]);
         check::<bf16>(&[sequence(0, 0, 10, queries)], [3, 64]);
+        check::<i8>(&[sequence(0, 0, 10, queries)], [3, 64]);
     }
     let rows: Vec<Sequence> = (0..9).map(|row| sequence(row, 4 * PAGE, 4 * PAGE + 3 * row as usize, 1)).collect();
     check::<f32>(&rows, [4, 64]);
@@ -238,17 +249,18 @@ fn what_a_query_does_not_see_may_be_anything() {
     check_unseen::<f32>();
     check_unseen::<f16>();
     check_unseen::<bf16>();
+    check_unseen::<i8>();
 }
 
-fn check_unseen<E: Element>() {
+fn check_unseen<E: PageElement>() {
     for bad in [f32::NAN, f32::INFINITY] {
         let one = sequence(0, 0, 5, 40);
-        let (query, [mut keys, mut values]) = inputs::<E>(&[one], [1, 20]);
+        let (query, [mut keys, mut values]) = inputs(&[one], [1, 20]);
         let (slabs, rows) = set_up::<E>(&[one], [1, 20], false);
         let expected = slabs.clone().attend(Arch::new(), &rows, &query, [&keys, &values]);
         for token in 21..40 {
-            keys[token * 20..][..20].fill(bad.elem());
-            values[token * 20..][..20].fill(bad.elem());
+            keys[token * 20..][..20].fill(bad);
+            values[token * 20..][..20].fill(bad);
         }
         for arch in all() {
             let found = slabs.clone().attend(arch, &rows, &query, [&keys, &values]);
