@@ -202,7 +202,7 @@ impl Gpt2Ops for CubeBackend {
         }
     }
 
-    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize) -> (Tensor, Tensor) {
+    fn read_pages(keys: Tensor, values: Tensor, pages: Arc<[u32]>, len: usize, _head_dim: usize) -> (Tensor, Tensor) {
         checks::reading([&keys, &values], &pages, len);
         let read = |states: Tensor| match is_stored_float(states.dtype) && len > 0 && has_elements(&states) {
             true => paged::read(states, &pages, len),

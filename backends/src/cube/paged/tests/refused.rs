@@ -56,7 +56,7 @@ fn operations_refuse_what_does_not_fit_together() {
     refused("a copy", panic_of(|| Dispatch::copy_pages(pages(slab), vec![[0, 2], [0, 3]].into())));
     let read = |shape: [[usize; 4]; 2], of_row: &[u32], len: usize| {
         let [keys, values] = shape.map(pages);
-        Dispatch::read_pages(keys, values, of_row.into(), len)
+        Dispatch::read_pages(keys, values, of_row.into(), len, 8)
     };
     drop(read([slab; 2], &[2, 0], 32));
     refused("positions", panic_of(|| read([slab; 2], &[2, 0], 33)));

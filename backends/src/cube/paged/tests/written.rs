@@ -25,7 +25,7 @@ fn pages_are_written_in_place() {
     pages = append_pages([new(3, 4), new(3, 5)], pages, vec![row].into());
     pages = copy_pages(pages, vec![[3, 0], [1, 3]].into());
     assert_eq!(start(&pages), starts, "after an append and copies");
-    let _ = read_pages(pages.clone(), vec![0, 1].into(), 20);
+    let _ = read_pages(pages.clone(), vec![0, 1].into(), 20, 8);
     assert_eq!(start(&pages), starts, "after reading");
 }
 
