@@ -13,8 +13,8 @@ use crate::device::is_same_device;
 
 /// Pages of keys and values, and which of them are whose.
 ///
-/// Caches that share a pool take turns by the step: who computes has the memory meanwhile. What only says whose a page is, a row that
-/// leaves or a prefix that is found, waits for nobody.
+/// Caches that share a pool take turns by the step: who computes, or appends what was found, has the memory meanwhile. What only says
+/// whose a page is, a row that leaves, is copied or inserted, waits for nobody.
 #[derive(Debug)]
 pub struct KvPool {
     books: Mutex<PagePool>,
